@@ -1,0 +1,26 @@
+// Which instruction set the CPU kernels use: the best the host has, or what FLAGATTN_CPU_LEVEL asks for.
+#pragma once
+
+#include <string>
+
+namespace flagattn {
+
+enum class CpuLevel { kScalar, kAvx2, kAvx512 };
+
+struct CpuLevelChoice {
+  CpuLevel level;
+  std::string reason;  // one sentence: "the host has ...", "FLAGATTN_CPU_LEVEL asks for ..."
+};
+
+// Pure: what the host supports and what the environment variable says (null if unset) decide.
+CpuLevelChoice choose_cpu_level(CpuLevel host, const char* requested);
+
+CpuLevel host_cpu_level();
+
+// Decided at the first call; `set_cpu_level` (tests only) overrides it and refuses what the host lacks.
+const CpuLevelChoice& cpu_level();
+bool set_cpu_level(CpuLevel level);
+
+const char* name_of(CpuLevel level);
+
+}  // namespace flagattn

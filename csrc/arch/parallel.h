@@ -1,0 +1,49 @@
+// Threads come from the caller (torch's own pool); nothing below csrc/torch creates any.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace flagattn {
+
+// `run(num_workers, body, closure)` calls body(closure, worker) once for each worker in [0, num_workers), some or all of
+// them at the same time, and returns when all have ended. It may run them one after the other.
+struct ParallelFor {
+  using Body = void (*)(void* closure, int64_t worker);
+  void (*run)(int64_t num_workers, Body body, void* closure);
+  int64_t num_threads;
+};
+
+inline ParallelFor serial_for() {
+  return {[](int64_t num_workers, ParallelFor::Body body, void* closure) {
+            for (int64_t worker = 0; worker < num_workers; ++worker) body(closure, worker);
+          },
+          1};
+}
+
+// Hands the items [0, num_items) to the workers one by one, in order: an item's work may differ a lot in size.
+// `make_scratch()` runs once per worker, `body(item, scratch)` once per item. Which worker gets an item depends on load,
+// so results may depend on the item alone.
+template <typename MakeScratch, typename Body>
+void for_each_item(const ParallelFor& parallel, int64_t num_items, MakeScratch&& make_scratch, Body&& body) {
+  if (num_items <= 0) return;
+  struct Closure {
+    std::atomic<int64_t> next{0};
+    int64_t num_items;
+    MakeScratch& make_scratch;
+    Body& body;
+  } closure{.num_items = num_items, .make_scratch = make_scratch, .body = body};
+  const int64_t num_workers = num_items < parallel.num_threads ? num_items : parallel.num_threads;
+  parallel.run(
+      num_workers,
+      [](void* opaque, int64_t) {
+        auto& self = *static_cast<Closure*>(opaque);
+        int64_t item = self.next.fetch_add(1, std::memory_order_relaxed);
+        if (item >= self.num_items) return;
+        auto scratch = self.make_scratch();
+        for (; item < self.num_items; item = self.next.fetch_add(1, std::memory_order_relaxed)) self.body(item, scratch);
+      },
+      &closure);
+}
+
+}  // namespace flagattn

@@ -1,0 +1,13 @@
+// Entry points of attention on the CPU. They pick the ISA level once per call (arch/cpu_level.h).
+#pragma once
+
+#include "arch/parallel.h"
+#include "arch/status.h"
+#include "attention/params.h"
+
+namespace flagattn::cpu {
+
+Status run_attention_forward(const AttentionParams& params, const ParallelFor& parallel);
+Status run_attention_backward(const AttentionBackwardParams& params, const ParallelFor& parallel);
+
+}  // namespace flagattn::cpu

@@ -1,0 +1,74 @@
+// Everything an attention kernel is told, on every device. Filled by csrc/torch, read by CPU, CUDA and tests.
+#pragma once
+
+#include <cstdint>
+
+#include "arch/dtypes.h"
+
+namespace flagattn {
+
+// A (batch, seqlen, heads, head_dim) operand; the last dimension is contiguous, the other strides count
+// elements and are free. Packed (varlen) operands are (total, heads, head_dim) and ignore batch_stride.
+struct HeadsView {
+  void* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t row_stride = 0;
+  int64_t head_stride = 0;
+};
+
+// A (batch, heads, seqlen) fp32 tensor of row statistics; packed: (heads, total) with batch_stride ignored.
+struct RowsView {
+  float* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t head_stride = 0;  // the row stride is 1
+};
+
+// Query row i sees key j iff  i + Sk - Sq - window_left <= j <= i + Sk - Sq + window_right;  kUnbounded lifts a side.
+// Causal is window_right = 0.
+struct MaskParams {
+  static constexpr int64_t kUnbounded = -1;
+  int64_t window_left = kUnbounded;
+  int64_t window_right = kUnbounded;
+};
+
+struct AttentionParams {
+  DType dtype = DType::kFloat32;
+  int64_t batch = 0;
+  int64_t heads_q = 0;
+  int64_t heads_k = 0;  // divides heads_q; query head h reads key/value head h / (heads_q / heads_k)
+  int64_t seqlen_q = 0;  // packed: an upper bound over the batch
+  int64_t seqlen_k = 0;
+  int64_t head_dim = 0;    // of q and k
+  int64_t head_dim_v = 0;  // of v and out
+
+  HeadsView q, k, v;
+  HeadsView out;
+  RowsView lse;  // natural log; -inf on rows that see no key
+
+  // (batch + 1) prefix sums of the sequence lengths; null for dense operands.
+  const int32_t* cu_seqlens_q = nullptr;
+  const int32_t* cu_seqlens_k = nullptr;
+
+  float softmax_scale = 1.0f;
+  float softcap = 0.0f;  // scores become softcap * tanh(score / softcap); 0 switches it off
+  MaskParams mask;
+
+  // Piecewise attention: with d = i + Sk - Sq - j, a score is q2 . k2 where d >= dist_threshold and q . k elsewhere.
+  // q2, k2 have the shapes of q, k. Plain attention leaves q2.data null.
+  HeadsView q2, k2;
+  int64_t dist_threshold = 0;
+
+  bool is_piecewise() const { return q2.data != nullptr; }
+  bool is_packed() const { return cu_seqlens_q != nullptr; }
+};
+
+// Gradients of (out, lse) with respect to q, k, v (and q2, k2). `forward` carries the forward's inputs and outputs.
+struct AttentionBackwardParams {
+  AttentionParams forward;
+  HeadsView dout;
+  RowsView dlse;  // data null: no gradient flows into the LSE
+  HeadsView dq, dk, dv;
+  HeadsView dq2, dk2;  // piecewise only
+};
+
+}  // namespace flagattn
