@@ -1,0 +1,32 @@
+"""The oracle: every op of flagattn in plain PyTorch, written for reading, in any floating dtype, differentiable by autograd.
+
+Called with float64 tensors these functions are the oracle (`ref64`); called with the tensors of a test they are `plain`,
+the same mathematics in that dtype with an fp32 softmax, against whose error the kernels' error is measured.
+They run on any device and import nothing but torch.
+"""
+
+from flagattn.reference.activation import swiglu
+from flagattn.reference.attention import (
+    attention,
+    attention_varlen,
+    merge_attention_states,
+    piecewise_attention,
+    piecewise_attention_varlen,
+)
+from flagattn.reference.masks import far_mask, keep_mask, signed_distance
+from flagattn.reference.norm import rms_norm
+from flagattn.reference.rotary import apply_rotary
+
+__all__ = [
+    "apply_rotary",
+    "attention",
+    "attention_varlen",
+    "far_mask",
+    "keep_mask",
+    "merge_attention_states",
+    "piecewise_attention",
+    "piecewise_attention_varlen",
+    "rms_norm",
+    "signed_distance",
+    "swiglu",
+]
