@@ -1,0 +1,63 @@
+// fp32 vectors of the instruction set this file is compiled for. Each ISA level is a namespace of its own, so that no
+// inline function of one level can be linked into another.
+//
+// All levels offer the same vocabulary:
+//   F32            kLanes floats; zero, set1, load/store (unaligned, from and to fp32, bf16, fp16; `_n` variants touch
+//                  only the first n elements), + - *, fma(a, b, c) = a * b + c, max, min, abs, sqrt, exp2, sum, hmax
+//   I32            kLanes int32; set1, load, iota (0, 1, 2, ...), + -, comparisons
+//   Mask           one bit or lane per element; select(mask, a, b) = mask ? a : b, &, |, any, all
+//   transpose      a kLanes x kLanes block in registers
+#pragma once
+
+#if defined(__AVX512F__)
+#define FLAGATTN_ISA avx512
+#elif defined(__AVX2__)
+#define FLAGATTN_ISA avx2
+#else
+#define FLAGATTN_ISA scalar
+#endif
+
+#define FLAGATTN_INLINE inline __attribute__((always_inline))
+#define FLAGATTN_UNROLL _Pragma("GCC unroll 32")
+
+#include "arch/dtypes.h"
+
+#if defined(__AVX512F__)
+#include "arch/simd/avx512.h"
+#elif defined(__AVX2__)
+#include "arch/simd/avx2.h"
+#else
+#include "arch/simd/scalar.h"
+#endif
+
+namespace flagattn::FLAGATTN_ISA {
+
+// 2^x within 1.1e-7 relative; exact at integers; 0 below -126, so denormal results are flushed. NaN stays NaN.
+FLAGATTN_INLINE F32 exp2(F32 x) {
+  // x = n + f with |f| <= 1/2; 2^f by a polynomial that is exactly 1 at 0 (minimax in relative error).
+  const F32 n = round(x);
+  const F32 f = x - n;
+  F32 p = F32::set1(1.326472731e-03f);
+  p = fma(p, f, F32::set1(9.671512991e-03f));
+  p = fma(p, f, F32::set1(5.550733581e-02f));
+  p = fma(p, f, F32::set1(2.402224243e-01f));
+  p = fma(p, f, F32::set1(6.931470037e-01f));
+  p = fma(p, f, F32::set1(1.0f));
+  return scale_by_power_of_two(p, n);
+}
+
+// tanh(x) = 1 - 2 / (e^2x + 1); by its Taylor polynomial near 0, where that difference would cancel.
+FLAGATTN_INLINE F32 tanh(F32 x) {
+  const F32 one = F32::set1(1.0f);
+  const F32 e = exp2(min(x, F32::set1(20.0f)) * F32::set1(2.885390082f));
+  const F32 far = one - F32::set1(2.0f) / (e + one);
+  const F32 x2 = x * x;
+  F32 p = F32::set1(62.0f / 2835.0f);
+  p = fma(p, x2, F32::set1(-17.0f / 315.0f));
+  p = fma(p, x2, F32::set1(2.0f / 15.0f));
+  p = fma(p, x2, F32::set1(-1.0f / 3.0f));
+  const F32 near = fma(x * x2, p, x);
+  return select(abs(x) < F32::set1(0.3f), near, far);
+}
+
+}  // namespace flagattn::FLAGATTN_ISA

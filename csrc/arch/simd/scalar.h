@@ -1,0 +1,171 @@
+// Any CPU: 4 floats in the compiler's generic vectors (SSE2 on x86-64, NEON on Arm). Included by arch/simd.h only.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace flagattn::scalar {
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+
+struct Mask {
+  Int4 lanes;  // all bits of an element set or clear
+};
+
+struct I32 {
+  Int4 reg;
+  static FLAGATTN_INLINE I32 set1(int32_t x) { return {Int4{x, x, x, x}}; }
+  static FLAGATTN_INLINE I32 iota() { return {Int4{0, 1, 2, 3}}; }
+  static FLAGATTN_INLINE I32 load(const int32_t* p) {
+    I32 result;
+    std::memcpy(&result.reg, p, sizeof(result.reg));
+    return result;
+  }
+};
+FLAGATTN_INLINE I32 operator+(I32 a, I32 b) { return {a.reg + b.reg}; }
+FLAGATTN_INLINE I32 operator-(I32 a, I32 b) { return {a.reg - b.reg}; }
+FLAGATTN_INLINE Mask operator>(I32 a, I32 b) { return {a.reg > b.reg}; }
+FLAGATTN_INLINE Mask operator<(I32 a, I32 b) { return {a.reg < b.reg}; }
+
+// The first n elements.
+FLAGATTN_INLINE Mask first_n(int64_t n) { return I32::iota() < I32::set1(static_cast<int32_t>(n)); }
+
+FLAGATTN_INLINE float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+FLAGATTN_INLINE uint32_t to_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
+
+FLAGATTN_INLINE float widen(float x) { return x; }
+FLAGATTN_INLINE float widen(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+FLAGATTN_INLINE float widen(Float16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
+  const bool special = magnitude >= 0x0f800000u;  // Inf or NaN
+  // 2^112 moves the exponent bias from 15 to 127, denormals included.
+  const float value = from_bits(magnitude) * 0x1p112f;
+  return from_bits(sign | (special ? magnitude | 0x7f800000u : to_bits(value)));
+}
+
+FLAGATTN_INLINE void narrow(float x, float* p) { *p = x; }
+// Both round to nearest even and keep NaN quiet.
+FLAGATTN_INLINE void narrow(float x, BFloat16* p) {
+  const uint32_t bits = to_bits(x);
+  const uint32_t rounded = x != x ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
+  p->bits = static_cast<uint16_t>(rounded >> 16);
+}
+FLAGATTN_INLINE void narrow(float x, Float16* p) {
+  const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u;
+  uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
+    half = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // denormal in fp16: adding 1/2 lets the fp32 adder round at 2^-24
+    half = to_bits(from_bits(magnitude) + 0.5f) - to_bits(0.5f);
+  } else {
+    magnitude += 0xfffu + ((magnitude >> 13) & 1u);
+    half = (magnitude - 0x38000000u) >> 13;
+  }
+  p->bits = static_cast<uint16_t>(sign | half);
+}
+
+struct F32 {
+  static constexpr int kLanes = 4;
+  static constexpr int kRegisters = 16;
+  Float4 reg;
+
+  static FLAGATTN_INLINE F32 zero() { return {Float4{}}; }
+  static FLAGATTN_INLINE F32 set1(float x) { return {Float4{x, x, x, x}}; }
+
+  template <typename T>
+  static FLAGATTN_INLINE F32 load(const T* p) {
+    return {Float4{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}};
+  }
+  static FLAGATTN_INLINE F32 load(const float* p) {
+    F32 result;
+    std::memcpy(&result.reg, p, sizeof(result.reg));
+    return result;
+  }
+  template <typename T>
+  static FLAGATTN_INLINE F32 load_n(const T* p, int64_t n) {
+    F32 result = zero();
+    for (int i = 0; i < kLanes && i < n; ++i) result.reg[i] = widen(p[i]);
+    return result;
+  }
+
+  template <typename T>
+  FLAGATTN_INLINE void store(T* p) const {
+    for (int i = 0; i < kLanes; ++i) narrow(reg[i], p + i);
+  }
+  FLAGATTN_INLINE void store(float* p) const { std::memcpy(p, &reg, sizeof(reg)); }
+  template <typename T>
+  FLAGATTN_INLINE void store_n(T* p, int64_t n) const {
+    for (int i = 0; i < kLanes && i < n; ++i) narrow(reg[i], p + i);
+  }
+
+  FLAGATTN_INLINE float sum() const { return (reg[0] + reg[2]) + (reg[1] + reg[3]); }
+  FLAGATTN_INLINE float hmax() const {
+    const float a = reg[0] > reg[2] ? reg[0] : reg[2], b = reg[1] > reg[3] ? reg[1] : reg[3];
+    return a > b ? a : b;
+  }
+};
+
+FLAGATTN_INLINE F32 operator+(F32 a, F32 b) { return {a.reg + b.reg}; }
+FLAGATTN_INLINE F32 operator-(F32 a, F32 b) { return {a.reg - b.reg}; }
+FLAGATTN_INLINE F32 operator*(F32 a, F32 b) { return {a.reg * b.reg}; }
+FLAGATTN_INLINE F32 operator/(F32 a, F32 b) { return {a.reg / b.reg}; }
+// Two roundings here: this level promises no fused multiply-add.
+FLAGATTN_INLINE F32 fma(F32 a, F32 b, F32 c) { return {a.reg * b.reg + c.reg}; }
+// a * b - c
+FLAGATTN_INLINE F32 fms(F32 a, F32 b, F32 c) { return {a.reg * b.reg - c.reg}; }
+
+FLAGATTN_INLINE Mask operator<(F32 a, F32 b) { return {a.reg < b.reg}; }
+FLAGATTN_INLINE Mask operator>(F32 a, F32 b) { return {a.reg > b.reg}; }
+FLAGATTN_INLINE Mask operator==(F32 a, F32 b) { return {a.reg == b.reg}; }
+FLAGATTN_INLINE Mask operator&(Mask a, Mask b) { return {a.lanes & b.lanes}; }
+FLAGATTN_INLINE Mask operator|(Mask a, Mask b) { return {a.lanes | b.lanes}; }
+FLAGATTN_INLINE bool any(Mask m) { return (m.lanes[0] | m.lanes[1] | m.lanes[2] | m.lanes[3]) != 0; }
+FLAGATTN_INLINE bool all(Mask m) { return (m.lanes[0] & m.lanes[1] & m.lanes[2] & m.lanes[3]) != 0; }
+FLAGATTN_INLINE F32 select(Mask m, F32 a, F32 b) {
+  const Int4 bits = (m.lanes & __builtin_bit_cast(Int4, a.reg)) | (~m.lanes & __builtin_bit_cast(Int4, b.reg));
+  return {__builtin_bit_cast(Float4, bits)};
+}
+// As on x86: the second operand where one is NaN.
+FLAGATTN_INLINE F32 max(F32 a, F32 b) { return select(a > b, a, b); }
+FLAGATTN_INLINE F32 min(F32 a, F32 b) { return select(a < b, a, b); }
+FLAGATTN_INLINE F32 abs(F32 a) {
+  return {__builtin_bit_cast(Float4, __builtin_bit_cast(Int4, a.reg) & I32::set1(0x7fffffff).reg)};
+}
+FLAGATTN_INLINE F32 sqrt(F32 a) {
+  for (int i = 0; i < F32::kLanes; ++i) a.reg[i] = __builtin_sqrtf(a.reg[i]);
+  return a;
+}
+// To nearest even for |a| < 2^22, which is all that exp2 asks for; larger values pass through unchanged.
+FLAGATTN_INLINE F32 round(F32 a) {
+  const F32 magic = F32::set1(0x1.8p23f);
+  const F32 shifted = a + magic;
+  return select(abs(a) < F32::set1(0x1p22f), shifted - magic, a);
+}
+
+// p * 2^n for p in [0.7, 1.42] and integral n <= 127; 0 where n < -126.
+FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
+  const Mask flushed = n < F32::set1(-126.0f);
+  const F32 clamped = select(flushed, F32::zero(), n);
+  const Int4 exponent = __builtin_convertvector(clamped.reg, Int4) << 23;
+  const F32 scaled = {__builtin_bit_cast(Float4, __builtin_bit_cast(Int4, p.reg) + exponent)};
+  return select(flushed, F32::zero(), scaled);
+}
+
+// Rows become columns: element j of r[i] moves to element i of r[j].
+FLAGATTN_INLINE void transpose(F32 (&r)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    for (int j = i + 1; j < 4; ++j) {
+      const float upper = r[i].reg[j];
+      r[i].reg[j] = r[j].reg[i];
+      r[j].reg[i] = upper;
+    }
+  }
+}
+
+}  // namespace flagattn::scalar
