@@ -1,0 +1,36 @@
+// What the host twins of the PTX wrappers ask of the runner that executes kernels on the CPU (csrc/host_exec). Each call
+// is made by one CUDA thread; those named "collective" return once every lane of the warp has made the same call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace flagattn::host_exec {
+
+// Position and memory of the running thread.
+int thread_index();
+int block_index();
+std::byte* shared_memory();
+uint32_t shared_address(const void* pointer);
+
+// Copies of 16 bytes from global to shared memory that land at any time up to the wait for their group; the bytes past
+// `bytes_to_read` are filled with zeros.
+void cp_async_16(uint32_t destination, const void* source, int bytes_to_read);
+void cp_async_commit();
+void cp_async_wait(int groups_left);
+
+// Plain accesses to global memory of the given size, with the alignment a GPU demands.
+void global_read(void* value, const void* source, int bytes);
+void global_write(void* destination, const void* value, int bytes);
+
+// Warp collectives.
+void ldmatrix_x4(uint32_t (&matrices)[4], uint32_t address, bool transpose);
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool is_bfloat16);
+uint32_t shuffle_xor(uint32_t value, int lane_mask);
+void sync_warp();
+
+// Barrier `id` of the block for `threads` threads; arriving without waiting is allowed.
+void barrier(int id, int threads, bool wait);
+void barrier_whole_block();
+
+}  // namespace flagattn::host_exec

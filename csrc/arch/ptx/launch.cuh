@@ -1,0 +1,58 @@
+// The one way to start a kernel.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "arch/ptx/language.cuh"
+#include "arch/status.h"
+#include "arch/stream.h"
+
+#if FLAGATTN_ON_GPU
+#include <cuda_runtime_api.h>
+#else
+#include "host_exec/launch.h"
+#endif
+
+namespace flagattn::ptx {
+
+// Enqueues `blocks` blocks of `threads` threads, each with a SharedStorage, that run kernel(argument). Launching no block is
+// allowed and does nothing. On the host the kernel has run when this returns.
+template <typename SharedStorage, typename Argument>
+Status launch(void (*kernel)(const Argument), int64_t blocks, int threads, Stream stream, const Argument& argument) {
+  static_assert(sizeof(Argument) <= 4096);
+  constexpr int kSharedBytes = sizeof(SharedStorage);
+  if (blocks > INT32_MAX) {
+    return Status::error("the launch asks for " + std::to_string(blocks) + " blocks; a grid holds at most 2147483647");
+  }
+  if (blocks <= 0) return Status::success();
+#if FLAGATTN_ON_GPU
+  cudaError_t error = cudaSuccess;
+  if (kSharedBytes > 48 * 1024) {
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 kSharedBytes);
+  }
+  if (error == cudaSuccess) {
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), kSharedBytes,
+             static_cast<cudaStream_t>(stream.handle)>>>(argument);
+    error = cudaGetLastError();
+  }
+  if (error == cudaSuccess) return Status::success();
+  return Status::error(std::string("CUDA refused the launch: ") + cudaGetErrorString(error));
+#else
+  static_cast<void>(stream);
+  struct Call {
+    void (*kernel)(const Argument);
+    const Argument& argument;
+  } call{kernel, argument};
+  return host_exec::launch(
+      {blocks, threads, kSharedBytes},
+      [](const void* opaque) {
+        const auto& self = *static_cast<const Call*>(opaque);
+        self.kernel(self.argument);
+      },
+      &call);
+#endif
+}
+
+}  // namespace flagattn::ptx

@@ -1,0 +1,78 @@
+// Approximate functions of the special-function unit, and packing fp32 pairs into 16-bit pairs.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "arch/dtypes.h"
+#include "arch/ptx/language.cuh"
+
+namespace flagattn::ptx {
+
+// 2^x within 2 ulp; results below 2^-126 become 0 (ex2.approx.ftz).
+FLAGATTN_DEVICE float exp2_approx(float x) {
+#if FLAGATTN_ON_GPU
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const float y = std::exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
+#endif
+}
+
+// 1 / x within 1 ulp; denormals count as 0 (rcp.approx.ftz).
+FLAGATTN_DEVICE float reciprocal_approx(float x) {
+#if FLAGATTN_ON_GPU
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
+}
+
+// log2(x) within 1 ulp away from x = 1 (lg2.approx.ftz).
+FLAGATTN_DEVICE float log2_approx(float x) {
+#if FLAGATTN_ON_GPU
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::log2f(x);
+#endif
+}
+
+// Rounds two floats to the nearest Element and packs them, `low` into the low half (cvt.rn.bf16x2.f32, cvt.rn.f16x2.f32).
+template <typename Element>
+FLAGATTN_DEVICE uint32_t pack(float low, float high) {
+  constexpr bool kIsBFloat16 = std::is_same_v<Element, BFloat16>;
+  static_assert(kIsBFloat16 || std::is_same_v<Element, Float16>);
+#if FLAGATTN_ON_GPU
+  uint32_t packed;
+  if constexpr (kIsBFloat16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  }
+  return packed;
+#else
+  const auto round = [](float value) -> uint32_t {
+    if constexpr (kIsBFloat16) {
+      if (std::isnan(value)) return 0x7fff;
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    } else {
+      const _Float16 half = static_cast<_Float16>(value);
+      uint16_t bits;
+      std::memcpy(&bits, &half, sizeof bits);
+      return bits;
+    }
+  };
+  return round(low) | round(high) << 16;
+#endif
+}
+
+}  // namespace flagattn::ptx

@@ -1,0 +1,47 @@
+// Which keys a query row sees, and what that means for tiles: whole tiles are skipped or unmasked, and only edge tiles pay
+// for mask arithmetic. Pure functions of shapes, shared by every device and brute-force tested.
+#pragma once
+
+#include <cstdint>
+
+#include "arch/host_device.h"
+#include "attention/params.h"
+
+namespace flagattn {
+
+// Keys [begin, end); empty where end <= begin.
+struct KeyRange {
+  int64_t begin;
+  int64_t end;
+
+  FLAGATTN_HOST_DEVICE constexpr bool empty() const { return end <= begin; }
+};
+
+// The lengths of one sequence and its mask. Row i is aligned with key i + seqlen_k - seqlen_q (bottom-right).
+struct MaskShape {
+  int64_t seqlen_q;
+  int64_t seqlen_k;
+  MaskParams mask;
+
+  // The keys row `row` sees: one interval for every mask we have.
+  FLAGATTN_HOST_DEVICE constexpr KeyRange keys_of_row(int64_t row) const {
+    const int64_t aligned = row + seqlen_k - seqlen_q;
+    // Compared before they are added: a window may be as large as an int64.
+    const bool open_left = mask.window_left == MaskParams::kUnbounded || mask.window_left >= aligned;
+    const bool open_right = mask.window_right == MaskParams::kUnbounded || mask.window_right >= seqlen_k - 1 - aligned;
+    const int64_t end = open_right ? seqlen_k : aligned + mask.window_right + 1;
+    return {open_left ? 0 : aligned - mask.window_left, end < 0 ? 0 : end};
+  }
+
+  // The keys that some row of [first, last] sees, without gaps: both ends of a row's interval grow with the row.
+  FLAGATTN_HOST_DEVICE constexpr KeyRange keys_of_any_row(int64_t first, int64_t last) const {
+    return {keys_of_row(first).begin, keys_of_row(last).end};
+  }
+
+  // The keys that every row of [first, last] sees: tiles inside need no mask.
+  FLAGATTN_HOST_DEVICE constexpr KeyRange keys_of_every_row(int64_t first, int64_t last) const {
+    return {keys_of_row(last).begin, keys_of_row(first).end};
+  }
+};
+
+}  // namespace flagattn
