@@ -1,0 +1,75 @@
+# make demo | test | check | build | bench | lint | format | test-wheels | clean
+#
+#   TORCH='torch==2.14.1'    which torch the environment gets       VENV=none   use the current environment as it is
+#   PYTEST_ARGS='-k causal'  what pytest is told                    MAX_JOBS=2  compile jobs
+#   FLAGATTN_CUDA=OFF        build without CUDA
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+# The environment: torch comes first and alone, so that nothing else chooses another one.
+ifeq ($(VENV),none)
+PYTHON := python3
+CLANG_FORMAT := clang-format
+ENVIRONMENT :=
+else
+PYTHON := $(VENV)/bin/python
+CLANG_FORMAT := $(VENV)/bin/clang-format
+ENVIRONMENT := $(VENV)/.ready-$(subst /,_,$(subst =,_,$(TORCH)))
+endif
+
+$(VENV)/.ready-%: pyproject.toml
+	@mkdir -p build
+	@flock build/.environment.lock $(MAKE) --no-print-directory environment
+
+.PHONY: environment build test check demo bench lint format test-wheels clean
+environment:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo "flagattn: python3-venv is missing; on Debian or Ubuntu run 'apt install python3-venv g++ make'." >&2; exit 1; }
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install -q --disable-pip-version-check '$(TORCH)' 'setuptools>=77' cmake ninja
+	$(PYTHON) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@rm -f $(VENV)/.ready-*
+	@touch $(ENVIRONMENT)
+
+# Configures, compiles what changed and links the libraries into flagattn/; safe to run twice at once.
+build: $(ENVIRONMENT)
+	@$(PYTHON) setup.py -q build_ext --inplace
+
+test: build
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# Everything; pytest's summary comes last. Benches run each case once, for correctness.
+check: build lint
+	$(PYTHON) -m pytest tests $(wildcard bench) $(PYTEST_ARGS)
+
+demo: build
+	$(PYTHON) -m aquila2.cli demo $(DEMO_ARGS)
+
+# Large outputs go back to the kernel after each call by default, and page faults would drown the kernels.
+bench: export GLIBC_TUNABLES = glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
+bench: build
+	$(PYTHON) -m pytest bench --benchmark-enable --benchmark-only $(BENCH_ARGS)
+
+CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
+PYTHON_FILES = $(wildcard setup.py flagattn aquila2 tests bench)
+lint: $(ENVIRONMENT)
+	$(PYTHON) -m ruff check $(PYTHON_FILES)
+	$(PYTHON) -m ruff format --check $(PYTHON_FILES)
+	$(PYTHON) -m mypy
+	$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES)
+
+format: $(ENVIRONMENT)
+	$(PYTHON) -m ruff check --fix-only -q $(PYTHON_FILES)
+	$(PYTHON) -m ruff format -q $(PYTHON_FILES)
+	$(CLANG_FORMAT) -i $(CPP_FILES)
+
+# Downloads gigabytes: the wheel built against one torch is loaded and run under another.
+test-wheels: build
+	$(PYTHON) -m pytest tests/build/test_wheels.py -m slow $(PYTEST_ARGS)
+
+clean:
+	rm -rf build flagattn/_C.so flagattn/_C_cuda.so

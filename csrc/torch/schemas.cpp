@@ -1,0 +1,18 @@
+// Every op's schema, one line each. Implementations register per device in <op>.cpp and <op>_cuda.cpp; fake kernels and
+// autograd in Python. Sizes that may vary between calls are SymInt, so that torch.compile need not specialise on them.
+#include <torch/csrc/stable/library.h>
+
+// clang-format off
+STABLE_TORCH_LIBRARY(flagattn, m) {
+  // attention
+  m.def("attention_forward(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, int window_left, int window_right, float softcap) -> (Tensor out, Tensor lse)");
+  m.def("attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, int window_left, int window_right, float softcap) -> (Tensor dq, Tensor dk, Tensor dv)");
+  m.def("piecewise_forward(Tensor q1, Tensor k1, Tensor q2, Tensor k2, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, SymInt dist_threshold, float softmax_scale, int window_left, int window_right, float softcap) -> (Tensor out, Tensor lse)");
+  m.def("piecewise_backward(Tensor dout, Tensor? dlse, Tensor q1, Tensor k1, Tensor q2, Tensor k2, Tensor v, Tensor out, Tensor lse, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, SymInt dist_threshold, float softmax_scale, int window_left, int window_right, float softcap) -> (Tensor dq1, Tensor dk1, Tensor dq2, Tensor dk2, Tensor dv)");
+
+  // build and machine
+  m.def("build_facts() -> str");
+  m.def("cpu_level() -> (str level, str reason)");
+  m.def("set_cpu_level(int level) -> bool");
+}
+// clang-format on
