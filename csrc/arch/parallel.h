@@ -6,8 +6,8 @@
 
 namespace flagattn {
 
-// `run(num_workers, body, closure)` calls body(closure, worker) once for each worker in [0, num_workers), some or all of
-// them at the same time, and returns when all have ended. It may run them one after the other.
+// `run(num_workers, body, closure)` calls body(closure, worker) once for each worker in [0, num_workers), some or all
+// of them at the same time, and returns when all have ended. It may run them one after the other.
 struct ParallelFor {
   using Body = void (*)(void* closure, int64_t worker);
   void (*run)(int64_t num_workers, Body body, void* closure);
@@ -22,8 +22,8 @@ inline ParallelFor serial_for() {
 }
 
 // Hands the items [0, num_items) to the workers one by one, in order: an item's work may differ a lot in size.
-// `make_scratch()` runs once per worker, `body(item, scratch)` once per item. Which worker gets an item depends on load,
-// so results may depend on the item alone.
+// `make_scratch()` runs once per worker, `body(item, scratch)` once per item. Which worker gets an item depends on
+// load, so results may depend on the item alone.
 template <typename MakeScratch, typename Body>
 void for_each_item(const ParallelFor& parallel, int64_t num_items, MakeScratch&& make_scratch, Body&& body) {
   if (num_items <= 0) return;
@@ -41,7 +41,8 @@ void for_each_item(const ParallelFor& parallel, int64_t num_items, MakeScratch&&
         int64_t item = self.next.fetch_add(1, std::memory_order_relaxed);
         if (item >= self.num_items) return;
         auto scratch = self.make_scratch();
-        for (; item < self.num_items; item = self.next.fetch_add(1, std::memory_order_relaxed)) self.body(item, scratch);
+        for (; item < self.num_items; item = self.next.fetch_add(1, std::memory_order_relaxed))
+          self.body(item, scratch);
       },
       &closure);
 }

@@ -15,7 +15,9 @@ struct I32 {
   __m256i reg;
   static FLAGATTN_INLINE I32 set1(int32_t x) { return {_mm256_set1_epi32(x)}; }
   static FLAGATTN_INLINE I32 iota() { return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)}; }
-  static FLAGATTN_INLINE I32 load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  static FLAGATTN_INLINE I32 load(const int32_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+  }
 };
 FLAGATTN_INLINE I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.reg, b.reg)}; }
 FLAGATTN_INLINE I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.reg, b.reg)}; }

@@ -79,7 +79,9 @@ struct F32 {
   FLAGATTN_INLINE void store_n(BFloat16* p, int64_t n) const {
     _mm256_mask_storeu_epi16(p, first_n(n).lanes, to_bf16());
   }
-  FLAGATTN_INLINE void store_n(Float16* p, int64_t n) const { _mm256_mask_storeu_epi16(p, first_n(n).lanes, to_fp16()); }
+  FLAGATTN_INLINE void store_n(Float16* p, int64_t n) const {
+    _mm256_mask_storeu_epi16(p, first_n(n).lanes, to_fp16());
+  }
 
   FLAGATTN_INLINE float sum() const { return _mm512_reduce_add_ps(reg); }
   FLAGATTN_INLINE float hmax() const { return _mm512_reduce_max_ps(reg); }
