@@ -1,0 +1,23 @@
+"""Aquila2: a thin language model, tokenizer, generator and trainer on flagattn's ops."""
+
+from aquila2.cache import KVCache
+from aquila2.checkpoint import from_pretrained, save_pretrained
+from aquila2.config import PRESETS, Aquila2Config
+from aquila2.generate import Generation, Sampling, generate
+from aquila2.model import Aquila2ForCausalLM, Aquila2Output, SwiGLU
+from aquila2.tokenizer import Aquila2Tokenizer
+
+__all__ = [
+    "PRESETS",
+    "Aquila2Config",
+    "Aquila2ForCausalLM",
+    "Aquila2Output",
+    "Aquila2Tokenizer",
+    "Generation",
+    "KVCache",
+    "Sampling",
+    "SwiGLU",
+    "from_pretrained",
+    "generate",
+    "save_pretrained",
+]

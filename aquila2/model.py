@@ -1,0 +1,242 @@
+"""Aquila2 as a decoder-only language model on flagattn's ops.
+
+Shapes in comments: B rows, S tokens per row, T = B * S tokens packed, E hidden size, F SwiGLU width, V vocabulary,
+Hq and Hk query and key/value heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import flagattn
+from aquila2.cache import KVCache
+from aquila2.config import Aquila2Config
+from aquila2.rope import rope_tables
+
+IGNORE_INDEX = -100
+
+MlpFactory = Callable[[Aquila2Config, int], nn.Module]
+
+
+class Aquila2Output(NamedTuple):
+    """What the model returns: logits (B, S, V), or (N, V) at N asked places, and the mean loss where targets came."""
+
+    logits: Tensor
+    loss: Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What every layer's attention needs besides its input: rotary tables, places of the tokens, bounds of documents."""
+
+    cos: Tensor  # (positions, D / 2) fp32
+    sin: Tensor
+    positions: Tensor | None = None  # (B, S) int; None: 0 .. S - 1 in every row
+    cu_seqlens: Tensor | None = None  # (documents + 1,) int32 into the T packed tokens; None: each row is one document
+    max_seqlen: int = 0
+    cache: KVCache | None = None
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a gain that starts at `config.norm_init`."""
+
+    def __init__(self, config: Aquila2Config) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((config.hidden_size,), config.norm_init))
+        self.eps = config.rms_norm_eps
+
+    def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Adds x to the residual stream and returns the normed sum and the sum; without residual x starts the stream.
+
+        Under autocast the stream stays in the dtype of the embedding (fp32) while the branches come in 16 bit.
+        """
+        if residual is None:
+            return flagattn.rms_norm(x, self.weight, self.eps), x
+        normed, summed = flagattn.rms_norm(x.to(residual.dtype), self.weight, self.eps, residual=residual)
+        return normed, summed
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward branch: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Aquila2Config, layer: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = flagattn.swiglu(self.gate_proj(x), self.up_proj(x))  # (B, S, F)
+        return self.down_proj(hidden)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, causal, over rows, packed documents or a cache."""
+
+    def __init__(self, config: Aquila2Config, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.interleaved = config.rope_interleaved
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        q = self._rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), context)  # (B, S, Hq, D)
+        k = self._rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), context)  # (B, S, Hk, D)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, S, Hk, D)
+        if context.cache is not None:
+            out = context.cache.attend(self.layer, q, k, v)
+        elif context.cu_seqlens is not None:
+            bounds, longest = context.cu_seqlens, context.max_seqlen
+            out = flagattn.flash_attn_varlen_func(
+                q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bounds, bounds, longest, longest, causal=True
+            )  # (T, Hq, D)
+        else:
+            out = flagattn.flash_attn_func(q, k, v, causal=True)
+        return self.o_proj(out.reshape(*x.shape[:2], -1))
+
+    def _rotate(self, x: Tensor, context: AttentionContext) -> Tensor:
+        return flagattn.apply_rotary(
+            x, context.cos, context.sin, interleaved=self.interleaved, positions=context.positions
+        )
+
+
+class DecoderLayer(nn.Module):
+    """One pre-norm layer. The residual stream travels beside the branch, so that each norm adds and norms at once."""
+
+    def __init__(self, config: Aquila2Config, layer: int, mlp: MlpFactory) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config)
+        self.mlp = mlp(config, layer)
+
+    def forward(self, x: Tensor, residual: Tensor | None, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(x, context)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
+
+
+class Aquila2Model(nn.Module):
+    """The decoder without its output head."""
+
+    def __init__(self, config: Aquila2Config, mlp: MlpFactory = SwiGLU) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i, mlp) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config)
+
+    def forward(self, input_ids: Tensor, context: AttentionContext) -> Tensor:
+        x, residual = self.embed_tokens(input_ids), None  # (B, S, E)
+        for layer in self.layers:
+            if self.activation_checkpointing and self.training:
+                x, residual = checkpoint(layer, x, residual, context, use_reentrant=False)
+            else:
+                x, residual = layer(x, residual, context)
+        normed: Tensor = self.norm(x, residual)[0]
+        return normed
+
+
+class Aquila2ForCausalLM(nn.Module):
+    """Aquila2 with its output head: token ids in, logits and optionally the next-token loss out.
+
+    Args:
+        config: Sizes and options.
+        mlp: Makes the feed-forward branch of a layer from (config, layer index); the default is the dense `SwiGLU`.
+    """
+
+    def __init__(self, config: Aquila2Config, mlp: MlpFactory = SwiGLU) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Aquila2Model(config, mlp)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all matrices from N(0, initializer_range), sets norm gains to norm_init and biases to zero."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, RMSNorm):
+                nn.init.constant_(module.weight, self.config.norm_init)
+
+    def set_activation_checkpointing(self, enabled: bool = True) -> None:
+        """Keeps only the layers' inputs in training and recomputes the rest in the backward pass."""
+        self.model.activation_checkpointing = enabled
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        cache: KVCache | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Aquila2Output:
+        """Runs the decoder over rows of tokens.
+
+        Args:
+            input_ids: (B, S) int64 ids.
+            targets: (B, S) int64: the id that should follow each token, -100 where nothing is to be learned. Note that
+                they are shifted already, unlike the `labels` of transformers.
+            positions: (B, S) int64 place of every token in its document; None: each row counts from 0, and with
+                `cu_seqlens` each document does.
+            cu_seqlens: (documents + 1,) int32 bounds of documents in the B * S tokens in row order, from 0 to B * S.
+                Tokens see only their own document.
+            max_seqlen: Length of the longest document; None: S.
+            cache: Keys and values seen before, to which these tokens are appended (see `KVCache.begin`; no gradient).
+            logits_at: (N,) int64 indices into the B * S tokens whose logits are wanted; None: all.
+
+        Returns:
+            Logits (B, S, V) or (N, V) in the dtype of the weights (autocast: its dtype), and the mean cross-entropy
+            over all targets in fp32, None without targets.
+
+        Differentiable once in all weights. Matches `LlamaForCausalLM` of transformers on equal weights.
+        """
+        context = self._context(input_ids, positions, cu_seqlens, max_seqlen, cache)
+        hidden = self.model(input_ids, context)  # (B, S, E)
+        if logits_at is not None:
+            hidden = hidden.flatten(0, 1)[logits_at]  # (N, E)
+        logits = self.lm_head(hidden)
+        if targets is None:
+            return Aquila2Output(logits, None)
+        loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
+        return Aquila2Output(logits, loss)
+
+    def _context(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        cache: KVCache | None,
+    ) -> AttentionContext:
+        if cache is not None:
+            return AttentionContext(cache.cos, cache.sin, cache.positions, cache=cache)
+        longest = input_ids.shape[1] if max_seqlen is None else max_seqlen
+        if cu_seqlens is not None and positions is None:
+            places = torch.arange(input_ids.numel(), device=input_ids.device)
+            document = torch.bucketize(places, cu_seqlens, right=True) - 1
+            positions = (places - cu_seqlens[document]).view_as(input_ids)
+        cos, sin = rope_tables(self.config, longest, input_ids.device)
+        return AttentionContext(cos, sin, positions, cu_seqlens, longest)
