@@ -1,0 +1,99 @@
+// Operands become fp32 in the order the micro-kernel reads them; the storage type ends here and at the final store.
+//
+//   rows     dst[i * ld + d]                        keys as they lie, widened
+//   strips   dst[(d / 8) * ld + i * 8 + d % 8]      8 dims of every key side by side
+//   columns  dst[d * kPanel + column]               query rows in the lanes
+#pragma once
+
+#include <cstdint>
+
+#include "arch/simd.h"
+#include "attention/cpu/micro_kernel.h"
+
+namespace flagattn::FLAGATTN_ISA {
+
+inline constexpr int kStrip = 8;
+
+// Distance between two strips of `rows` rows: 64 bytes more than they take, since strips that start at the same offset of
+// a 4 KiB page would evict one another from L1.
+constexpr int64_t strip_stride(int64_t rows) { return rows * kStrip + 16; }
+
+// n rows of `dim` (a multiple of 8) elements, `stride` apart; rows [n, padded) become zero.
+template <typename T>
+inline void pack_rows(const T* src, int64_t stride, int64_t n, int64_t padded, int64_t dim, float* dst, int64_t ld) {
+  for (int64_t i = 0; i < padded; ++i) {
+    float* row = dst + i * ld;
+    int64_t d = 0;
+    if (i >= n) {
+      for (; d < dim; ++d) row[d] = 0.0f;
+      continue;
+    }
+    const T* from = src + i * stride;
+    for (; d + F32::kLanes <= dim; d += F32::kLanes) F32::load(from + d).store(row + d);
+    if (d < dim) F32::load_n(from + d, dim - d).store_n(row + d, dim - d);
+  }
+}
+
+template <typename T>
+inline void pack_strips(const T* src, int64_t stride, int64_t n, int64_t dim, float* dst, int64_t ld) {
+  constexpr int kLanes = F32::kLanes;
+  for (int64_t i = 0; i < n; ++i) {
+    const T* from = src + i * stride;
+    float* to = dst + i * kStrip;
+    if constexpr (kLanes <= kStrip) {
+      for (int64_t d = 0; d < dim; d += kStrip, to += ld) {
+        FLAGATTN_UNROLL for (int j = 0; j < kStrip; j += kLanes) F32::load(from + d + j).store(to + j);
+      }
+    } else {
+      for (int64_t d = 0; d < dim; d += kStrip, to += ld) F32::load_n(from + d, kStrip).store_n(to, kStrip);
+    }
+  }
+}
+
+// rows[c] points at the `dim` elements of column c, or is null: that column becomes zero. Every element is multiplied by
+// `factor`.
+template <typename T>
+inline void pack_columns(const T* const* rows, int64_t dim, float factor, float* dst) {
+  constexpr int kLanes = F32::kLanes;
+  const F32 scale = F32::set1(factor);
+  for (int column = 0; column < kPanel; column += kLanes) {
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const int64_t n = dim - d < kLanes ? dim - d : kLanes;
+      F32 block[kLanes];
+      FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
+        const T* from = rows[column + i];
+        block[i] = from == nullptr ? F32::zero()
+                                   : (n == kLanes ? F32::load(from + d) : F32::load_n(from + d, n)) * scale;
+      }
+      transpose(block);
+      for (int i = 0; i < n; ++i) block[i].store(dst + (d + i) * kPanel + column);
+    }
+  }
+}
+
+// The way back: row c takes column c times factors[c], rounded once to T; null rows are left out.
+template <typename T>
+inline void unpack_columns(const float* src, int64_t dim, const float* factors, T* const* rows) {
+  constexpr int kLanes = F32::kLanes;
+  for (int column = 0; column < kPanel; column += kLanes) {
+    const F32 scale = F32::load(factors + column);
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const int64_t n = dim - d < kLanes ? dim - d : kLanes;
+      F32 block[kLanes];
+      for (int i = 0; i < n; ++i) block[i] = F32::load(src + (d + i) * kPanel + column) * scale;
+      for (int64_t i = n; i < kLanes; ++i) block[i] = F32::zero();
+      transpose(block);
+      for (int i = 0; i < kLanes; ++i) {
+        T* to = rows[column + i];
+        if (to == nullptr) continue;
+        if (n == kLanes) {
+          block[i].store(to + d);
+        } else {
+          block[i].store_n(to + d, n);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace flagattn::FLAGATTN_ISA
