@@ -45,9 +45,12 @@ struct AttentionParams {
   HeadsView out;
   RowsView lse;  // natural log; -inf on rows that see no key
 
-  // (batch + 1) prefix sums of the sequence lengths; null for dense operands.
+  // (batch + 1) prefix sums of the sequence lengths; null for dense operands. Packed q and k have total_q and total_k rows,
+  // of which the last may belong to no sequence.
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
+  int64_t total_q = 0;
+  int64_t total_k = 0;
 
   float softmax_scale = 1.0f;
   float softcap = 0.0f;  // scores become softcap * tanh(score / softcap); 0 switches it off
@@ -58,8 +61,8 @@ struct AttentionParams {
   HeadsView q2, k2;
   int64_t dist_threshold = 0;
 
-  bool is_piecewise() const { return q2.data != nullptr; }
-  bool is_packed() const { return cu_seqlens_q != nullptr; }
+  constexpr bool is_piecewise() const { return q2.data != nullptr; }
+  constexpr bool is_packed() const { return cu_seqlens_q != nullptr; }
 };
 
 // Gradients of (out, lse) with respect to q, k, v (and q2, k2). `forward` carries the forward's inputs and outputs.
