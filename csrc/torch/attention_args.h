@@ -1,0 +1,202 @@
+// The arguments that all attention ops share: checked, and written into AttentionParams. Serves CPU and CUDA.
+#pragma once
+
+#include "attention/params.h"
+#include "torch/tensor_utils.h"
+
+namespace flagattn {
+
+struct AttentionArgs {
+  const char* op;
+  const Tensor& q;
+  const Tensor& k;
+  const Tensor& v;
+  const Tensor* q2;  // piecewise attention: the far pair; else null
+  const Tensor* k2;
+  const std::optional<Tensor>& cu_seqlens_q;
+  const std::optional<Tensor>& cu_seqlens_k;
+  int64_t max_seqlen_q;
+  int64_t max_seqlen_k;
+  int64_t dist_threshold;
+  double softmax_scale;
+  int64_t window_left;
+  int64_t window_right;
+  double softcap;
+
+  const char* name_q() const { return q2 != nullptr ? "q1" : "q"; }
+  const char* name_k() const { return q2 != nullptr ? "k1" : "k"; }
+};
+
+// Of (batch, seqlen, heads, head_dim), or packed (total, heads, head_dim).
+inline HeadsView heads_view(const Argument& argument, void* data) {
+  const Sizes& strides = argument.strides;
+  if (strides.size() == 3) return {data, 0, strides[0], strides[1]};
+  return {data, strides[0], strides[1], strides[2]};
+}
+inline HeadsView heads_input(const Argument& argument) { return heads_view(argument, input_data(argument.tensor)); }
+inline HeadsView heads_output(const Tensor& tensor) { return heads_view({"", tensor}, output_data(tensor)); }
+
+// Of (batch, heads, seqlen), or packed (heads, total).
+inline RowsView rows_view(const Argument& argument, void* data) {
+  const Sizes& strides = argument.strides;
+  auto* floats = static_cast<float*>(data);
+  if (strides.size() == 2) return {floats, 0, strides[0]};
+  return {floats, strides[0], strides[1]};
+}
+inline RowsView rows_input(const Argument& argument) { return rows_view(argument, input_data(argument.tensor)); }
+inline RowsView rows_output(const Tensor& tensor) { return rows_view({"", tensor}, output_data(tensor)); }
+
+inline Tensor empty_out(const AttentionParams& params, const Tensor& q, const Tensor& v) {
+  const ScalarType dtype = q.scalar_type();
+  if (params.is_packed()) return empty_like_device(q, dtype, {q.size(0), params.heads_q, params.head_dim_v});
+  return empty_like_device(q, dtype, {params.batch, params.seqlen_q, params.heads_q, v.size(3)});
+}
+
+inline Tensor empty_lse(const AttentionParams& params, const Tensor& q) {
+  if (params.is_packed()) return empty_like_device(q, ScalarType::Float, {params.heads_q, q.size(0)});
+  return empty_like_device(q, ScalarType::Float, {params.batch, params.heads_q, params.seqlen_q});
+}
+
+// A fresh gradient of an operand: its sizes, contiguous.
+inline Tensor empty_gradient(const Tensor& operand) {
+  const Sizes sizes = operand.sizes();
+  const ScalarType dtype = operand.scalar_type();
+  if (sizes.size() == 3) return empty_like_device(operand, dtype, {sizes[0], sizes[1], sizes[2]});
+  return empty_like_device(operand, dtype, {sizes[0], sizes[1], sizes[2], sizes[3]});
+}
+
+inline const int32_t* check_cu_seqlens(const char* op, const Argument& cu_seqlens, const Argument& q) {
+  check_dtype(op, cu_seqlens, ScalarType::Int);
+  check_same_device(op, cu_seqlens, q);
+  check(cu_seqlens.dim() == 1 && cu_seqlens.sizes[0] >= 1, op, cu_seqlens.name, " has shape ",
+        text_of(cu_seqlens.sizes), "; it must be (batch + 1,).");
+  check_last_dim_contiguous(op, cu_seqlens);
+  return static_cast<const int32_t*>(input_data(cu_seqlens.tensor));
+}
+
+// Everything but out and lse, which the op allocates or receives.
+inline AttentionParams checked_params(const AttentionArgs& args) {
+  const char* op = args.op;
+  const Argument q(args.name_q(), args.q), k(args.name_k(), args.k), v("v", args.v);
+  const bool packed = args.cu_seqlens_q.has_value();
+  const int64_t rank = packed ? 3 : 4;
+  AttentionParams params;
+
+  // Dtypes and device
+  params.dtype = check_floating(op, q);
+  for (const Argument* argument : {&k, &v}) {
+    check_same_dtype(op, *argument, q);
+    check_same_device(op, *argument, q);
+  }
+
+  // Layout
+  check(args.cu_seqlens_k.has_value() == packed, op, "cu_seqlens_q and cu_seqlens_k must be given together, but only ",
+        packed ? "cu_seqlens_q" : "cu_seqlens_k", " is.");
+  for (const Argument* argument : {&q, &k, &v}) {
+    check(argument->dim() == rank, op, argument->name, " has shape ", text_of(argument->sizes), "; it must be ",
+          packed ? "(total, heads, head_dim) with cu_seqlens." : "(batch, seqlen, heads, head_dim).");
+    check_last_dim_contiguous(op, *argument);
+  }
+
+  // Shapes
+  params.heads_q = q.sizes[rank - 2];
+  params.heads_k = k.sizes[rank - 2];
+  params.head_dim = q.sizes[rank - 1];
+  params.head_dim_v = v.sizes[rank - 1];
+  if (packed) {
+    const Argument cu_q("cu_seqlens_q", *args.cu_seqlens_q), cu_k("cu_seqlens_k", *args.cu_seqlens_k);
+    params.cu_seqlens_q = check_cu_seqlens(op, cu_q, q);
+    params.cu_seqlens_k = check_cu_seqlens(op, cu_k, q);
+    params.batch = cu_q.sizes[0] - 1;
+    params.seqlen_q = args.max_seqlen_q;
+    params.seqlen_k = args.max_seqlen_k;
+    params.total_q = q.sizes[0];
+    params.total_k = k.sizes[0];
+    check(cu_k.sizes[0] == cu_q.sizes[0], op, "cu_seqlens_k has ", cu_k.sizes[0], " elements, but cu_seqlens_q has ",
+          cu_q.sizes[0], "; both must have batch + 1.");
+    check(args.max_seqlen_q >= 0 && args.max_seqlen_k >= 0, op, "max_seqlen_q is ", args.max_seqlen_q,
+          " and max_seqlen_k ", args.max_seqlen_k, "; neither may be negative.");
+    check_shape(op, k, {k.sizes[0], params.heads_k, params.head_dim}, "(total_k, heads_k, head_dim)");
+    check_shape(op, v, {k.sizes[0], params.heads_k, params.head_dim_v}, "(total_k, heads_k, head_dim_v)");
+  } else {
+    params.batch = q.sizes[0];
+    params.seqlen_q = q.sizes[1];
+    params.seqlen_k = k.sizes[1];
+    check_shape(op, k, {params.batch, params.seqlen_k, params.heads_k, params.head_dim},
+                "(batch, seqlen_k, heads_k, head_dim)");
+    check_shape(op, v, {params.batch, params.seqlen_k, params.heads_k, params.head_dim_v},
+                "(batch, seqlen_k, heads_k, head_dim_v)");
+  }
+  check(params.heads_k > 0 && params.heads_q > 0 && params.heads_q % params.heads_k == 0, op, q.name, " has ",
+        params.heads_q, " heads and ", k.name, " has ", params.heads_k,
+        "; the first must be a positive multiple of the second.");
+  for (const Argument* argument : {&q, &v}) {
+    const int64_t head_dim = argument->sizes[rank - 1];
+    check(head_dim >= 1 && head_dim <= 256, op, argument->name, " has head_dim ", head_dim,
+          "; 1 to 256 are supported.");
+  }
+  params.q = heads_input(q);
+  params.k = heads_input(k);
+  params.v = heads_input(v);
+
+  // The far pair
+  if (args.q2 != nullptr) {
+    const Argument q2("q2", *args.q2), k2("k2", *args.k2);
+    for (const auto& [far, near] : {std::pair{&q2, &q}, std::pair{&k2, &k}}) {
+      check_same_dtype(op, *far, *near);
+      check_same_device(op, *far, *near);
+      bool same = far->sizes.size() == near->sizes.size();
+      for (size_t i = 0; same && i < near->sizes.size(); ++i) same = far->sizes[i] == near->sizes[i];
+      check(same, op, far->name, " has shape ", text_of(far->sizes), ", but ", near->name, " has ",
+            text_of(near->sizes), "; they must agree.");
+      check_last_dim_contiguous(op, *far);
+    }
+    params.q2 = heads_input(q2);
+    params.k2 = heads_input(k2);
+    params.dist_threshold = args.dist_threshold;
+  }
+
+  // Numbers
+  check(args.window_left >= -1 && args.window_right >= -1, op, "the window is (", args.window_left, ", ",
+        args.window_right, "); each side must be -1 (unbounded) or not negative.");
+  check(args.softcap >= 0.0, op, "softcap is ", args.softcap, "; it must be 0 (off) or positive.");
+  params.mask = {args.window_left, args.window_right};
+  params.softmax_scale = static_cast<float>(args.softmax_scale);
+  params.softcap = static_cast<float>(args.softcap);
+  return params;
+}
+
+// Backward: the forward's outputs and their gradients. Fills params.forward.out, .lse, dout and dlse.
+inline void check_backward(const char* op, AttentionBackwardParams& params, const Argument& q, const Argument& dout,
+                           const std::optional<Tensor>& dlse, const Argument& out, const Argument& lse) {
+  AttentionParams& forward = params.forward;
+  const auto check_heads = [&](const Argument& argument) {
+    check_same_dtype(op, argument, q);
+    check_same_device(op, argument, q);
+    check_last_dim_contiguous(op, argument);
+    if (forward.is_packed()) {
+      check_shape(op, argument, {q.sizes[0], forward.heads_q, forward.head_dim_v}, "(total_q, heads_q, head_dim_v)");
+    } else {
+      check_shape(op, argument, {forward.batch, forward.seqlen_q, forward.heads_q, forward.head_dim_v},
+                  "(batch, seqlen_q, heads_q, head_dim_v)");
+    }
+    return heads_input(argument);
+  };
+  const auto check_rows = [&](const Argument& argument) {
+    check_dtype(op, argument, ScalarType::Float);
+    check_same_device(op, argument, q);
+    check_last_dim_contiguous(op, argument);
+    if (forward.is_packed()) {
+      check_shape(op, argument, {forward.heads_q, q.sizes[0]}, "(heads_q, total_q)");
+    } else {
+      check_shape(op, argument, {forward.batch, forward.heads_q, forward.seqlen_q}, "(batch, heads_q, seqlen_q)");
+    }
+    return rows_input(argument);
+  };
+  params.dout = check_heads(dout);
+  forward.out = check_heads(out);
+  forward.lse = check_rows(lse);
+  if (dlse.has_value()) params.dlse = check_rows({"dlse", *dlse});
+}
+
+}  // namespace flagattn
