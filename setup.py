@@ -13,8 +13,14 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    raise SystemExit(
+        "flagattn: building needs setuptools >= 77; run `pip install -U setuptools` and try again."
+    ) from None
 
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 11)
@@ -59,8 +65,8 @@ class CMakeBuild(build_ext):
     def run(self):
         torch, cpp_extension = import_torch()
         check_compiler()
-        # One stable folder per platform keeps every build incremental. Under build isolation torch, cmake and ninja lie in a
-        # folder that pip deletes afterwards: a folder of its own, or else `ninja` in the usual one would break.
+        # One stable folder per platform keeps every build incremental. Under build isolation torch, cmake and ninja lie
+        # in a folder that pip deletes afterwards: a folder of its own, or else `ninja` in the usual one would break.
         isolated = not Path(torch.__file__).is_relative_to(sys.prefix)
         folder = ROOT / "build" / (sysconfig.get_platform() + ("-isolated" if isolated else ""))
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +93,7 @@ class CMakeBuild(build_ext):
         self.run_step([cmake, "--build", str(folder), "--parallel", jobs])
 
     def place_libraries(self, folder):
-        """Wheels get stripped copies; an in-place build gets links, so that a bare `ninja` updates what Python loads."""
+        """Wheels get stripped copies; an in-place build gets links, so that a bare `ninja` updates what runs."""
         if not self.inplace and not self.editable_mode:
             target = Path(self.build_lib).resolve() / "flagattn"
             self.run_step([find_tool("cmake"), "--install", str(folder), "--strip", "--prefix", str(target)])

@@ -34,13 +34,15 @@ def load() -> LoadedLibraries:
         path = FOLDER / "_C.so"
         if not path.exists():
             raise ImportError(
-                f"flagattn is not built: {path} is missing; run `make build` or `pip install --no-build-isolation -e .` "
-                "in the checkout, or import it from outside the checkout if it is installed elsewhere."
+                f"flagattn is not built: {path} is missing; run `make build` or `pip install --no-build-isolation -e .`"
+                " in the checkout, or import it from outside the checkout if it is installed elsewhere."
             )
         try:
             torch.ops.load_library(path)
         except OSError as error:
-            raise ImportError(f"flagattn's library {path} cannot be loaded under torch {torch.__version__}: {error}") from error
+            raise ImportError(
+                f"flagattn's library {path} cannot be loaded under torch {torch.__version__}: {error}"
+            ) from error
         _loaded = LoadedLibraries(cpu=path)
         if torch.version.cuda is not None:
             load_cuda()

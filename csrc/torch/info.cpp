@@ -17,10 +17,12 @@ std::tuple<std::string, std::string> cpu_level_and_reason() {
   return {name_of(choice.level), choice.reason};
 }
 
-// For tests: 0 scalar, 1 avx2, 2 avx512; false if this host lacks the level.
-bool set_cpu_level_by_index(int64_t level) {
-  if (level < 0 || level > static_cast<int64_t>(CpuLevel::kAvx512)) return false;
-  return set_cpu_level(static_cast<CpuLevel>(level));
+// For tests; false if there is no such level or this host lacks it.
+bool set_cpu_level_by_name(const std::string& name) {
+  for (CpuLevel level : {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512}) {
+    if (name == name_of(level)) return set_cpu_level(level);
+  }
+  return false;
 }
 
 }  // namespace
@@ -29,5 +31,5 @@ bool set_cpu_level_by_index(int64_t level) {
 STABLE_TORCH_LIBRARY_IMPL(flagattn, CompositeExplicitAutograd, m) {
   m.impl("build_facts", TORCH_BOX(&flagattn::build_facts_text));
   m.impl("cpu_level", TORCH_BOX(&flagattn::cpu_level_and_reason));
-  m.impl("set_cpu_level", TORCH_BOX(&flagattn::set_cpu_level_by_index));
+  m.impl("set_cpu_level", TORCH_BOX(&flagattn::set_cpu_level_by_name));
 }

@@ -13,6 +13,6 @@ STABLE_TORCH_LIBRARY(flagattn, m) {
   // build and machine
   m.def("build_facts() -> str");
   m.def("cpu_level() -> (str level, str reason)");
-  m.def("set_cpu_level(int level) -> bool");
+  m.def("set_cpu_level(str level) -> bool");
 }
 // clang-format on
