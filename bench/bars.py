@@ -1,0 +1,145 @@
+"""The speeds this project promises itself, as data: the report checks each against what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.timing import geometric_mean
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of the list. `value_of(row)` gives a row's number; rows where it gives None do not count."""
+
+    what: str
+    suite: str
+    op: str  # ">=" or "<="
+    bound: float
+    value_of: Callable[[Row], float | None]
+    over: str = "geometric mean"  # or "worst case"
+    unit: str = "x"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    bar: Bar
+    measured: float
+    worst: float
+    worst_shape: str
+    rows: int
+
+    @property
+    def decisive(self) -> float:
+        return self.worst if self.bar.over == "worst case" else self.measured
+
+    @property
+    def met(self) -> bool:
+        return self.decisive >= self.bar.bound if self.bar.op == ">=" else self.decisive <= self.bar.bound
+
+
+def judge(bar: Bar, rows: Sequence[Row]) -> Verdict | None:
+    """Compares a bar with the rows of its suite; None where nothing was measured for it."""
+    values = []
+    for row in rows:
+        value = bar.value_of(row) if row["suite"] == bar.suite else None
+        if value is not None and math.isfinite(value):
+            values.append((value, f"{row['class']}, {row['shape']}"))
+    if not values:
+        return None
+    worst, shape = min(values) if bar.op == ">=" else max(values)
+    return Verdict(bar, geometric_mean([value for value, _ in values]), worst, shape, len(values))
+
+
+# ------------------------------------------------------------------------------------------ what is read from a row
+
+
+def _of(row: Row, peer: str, field: str) -> float | None:
+    value = row["peers"].get(peer, {}).get(field)
+    return None if value is None else float(value)
+
+
+def faster_than(peer: str, class_: str = "", shape: str = "") -> Callable[[Row], float | None]:
+    """The peer's time over ours."""
+    return lambda row: _of(row, peer, "times_ours") if class_ in row["class"] and shape in row["shape"] else None
+
+
+def time_against(peer: str, class_: str = "") -> Callable[[Row], float | None]:
+    """Our time over the peer's."""
+
+    def value(row: Row) -> float | None:
+        ratio = _of(row, peer, "times_ours") if class_ in row["class"] else None
+        return None if ratio is None else 1.0 / ratio
+
+    return value
+
+
+def share_of(probe: str, class_: str = "", shape: str = "") -> Callable[[Row], float | None]:
+    """Our rate as a share of a probe's, in the same rounds."""
+    return lambda row: _of(row, probe, "share") if class_ in row["class"] and shape in row["shape"] else None
+
+
+# ------------------------------------------------------------------------------------------------------------- bars
+
+SDPA = "torch SDPA"
+
+
+def _attention() -> list[Bar]:
+    bars = []
+    for suite, bounds, lowest in (
+        ("attention forward", (1.35, 1.9, 1.4, 2.0), 1.2),
+        ("attention backward", (1.4, 1.9, 4.2, 5.8), 1.05),
+    ):
+        for class_, bound in zip(("fp32 full", "fp32 causal", "bf16 full", "bf16 causal"), bounds, strict=True):
+            bars.append(Bar(f"{suite}, {class_}, against torch", suite, ">=", bound, faster_than(SDPA, class_)))
+        bars.append(Bar(f"{suite}, every case, against torch", suite, ">=", lowest, faster_than(SDPA), "worst case"))
+    forward = "attention forward"
+    for mask, bound in (("full", 0.95), ("causal", 0.90)):
+        what = f"{forward}, S 2048 {mask}, rate against sgemm"
+        bars.append(Bar(what, forward, ">=", bound, share_of("sgemm", mask, "S 2048")))
+    backward = "attention backward"
+    bars.append(Bar(f"{backward}, bf16 against our fp32", backward, ">=", 1.0, faster_than("our fp32")))
+    return bars
+
+
+def _norm_and_activation() -> list[Bar]:
+    compiled = "torch.compile"
+    bars = []
+    for suite, copies, compiles in (("rms_norm forward", 1.3, 1.1), ("rms_norm forward+backward", 1.6, 2.5)):
+        bars.append(Bar(f"{suite}, time of a copy", suite, "<=", copies, time_against("copy"), "worst case"))
+        bars.append(Bar(f"{suite}, against {compiled}", suite, ">=", compiles, faster_than(compiled), "worst case"))
+    for suite in ("swiglu forward", "swiglu backward"):
+        bars.append(Bar(f"{suite}, time of a copy", suite, "<=", 1.3, time_against("copy"), "worst case"))
+        bars.append(
+            Bar(f"{suite}, bf16, against {compiled}", suite, ">=", 1.5, faster_than(compiled, "bf16"), "worst case")
+        )
+    return bars
+
+
+BARS: tuple[Bar, ...] = (
+    *_attention(),
+    Bar(
+        "short sequences forward, against torch", "short sequences forward", ">=", 2.0, faster_than(SDPA), "worst case"
+    ),
+    Bar(
+        "short sequences backward, against torch",
+        "short sequences backward",
+        ">=",
+        2.5,
+        faster_than(SDPA),
+        "worst case",
+    ),
+    Bar("piecewise forward, time of plain", "piecewise forward", "<=", 1.06, time_against("our plain attention")),
+    Bar("piecewise backward, time of plain", "piecewise backward", "<=", 1.12, time_against("our plain attention")),
+    Bar("piecewise forward, against two calls", "piecewise forward", ">=", 1.05, faster_than("two calls merged")),
+    Bar("piecewise backward, against two calls", "piecewise backward", ">=", 1.15, faster_than("two calls merged")),
+    Bar("one head forward, two threads against one", "one head forward", ">=", 1.8, faster_than("one thread")),
+    Bar("one head backward, two threads against one", "one head backward", ">=", 1.8, faster_than("one thread")),
+    *_norm_and_activation(),
+    Bar("training step, against HF Llama eager", "training step", ">=", 1.25, faster_than("HF Llama eager")),
+    Bar("training step, against HF Llama compiled", "training step", ">=", 1.0, faster_than("HF Llama compiled")),
+)

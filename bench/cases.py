@@ -1,0 +1,119 @@
+"""Every shape the benches measure: batch, heads, lengths, dtypes. With --benchmark-disable each is shrunk and run once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+
+from bench.roofline import attention_bytes, attention_flops, visible_pairs
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Relative L2 distance allowed between our result and a peer's of the same dtype.
+TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 5e-3}
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """A self-attention call: `heads_q / group` key/value heads, as many keys as queries."""
+
+    seqlen: int
+    head_dim: int
+    dtype: str
+    group: int = 1
+    causal: bool = False
+    batch: int = 1
+    heads_q: int = 12
+    dist_threshold: int = 0  # piecewise cases only
+
+    @property
+    def heads_k(self) -> int:
+        return self.heads_q // self.group
+
+    @property
+    def mask(self) -> str:
+        return "causal" if self.causal else "full"
+
+    @property
+    def class_name(self) -> str:
+        return f"{self.dtype} {self.mask}"
+
+    @property
+    def label(self) -> str:
+        threshold = f" w {self.dist_threshold}" if self.dist_threshold else ""
+        batch = f"B {self.batch} " if self.batch > 1 else ""
+        return f"{batch}S {self.seqlen} D {self.head_dim} Hq {self.heads_q} GQA {self.group}{threshold}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.class_name} {self.label}".replace(" ", "-")
+
+    @property
+    def pairs(self) -> int:
+        return visible_pairs(self.seqlen, self.seqlen, -1, 0 if self.causal else -1)
+
+    def flops(self, *, backward: bool = False) -> float:
+        return attention_flops(self.batch, self.heads_q, self.pairs, self.head_dim, backward=backward)
+
+    def bytes(self, *, backward: bool = False) -> float:
+        itemsize = DTYPES[self.dtype].itemsize
+        sizes = (self.batch, self.seqlen, self.seqlen, self.heads_q, self.heads_k, self.head_dim, itemsize)
+        return attention_bytes(*sizes, backward=backward)
+
+    def shrunk(self) -> AttentionShape:
+        return replace(self, seqlen=min(self.seqlen, 72), dist_threshold=min(self.dist_threshold, 20))
+
+
+@dataclass(frozen=True)
+class RowsShape:
+    """A (rows, features) tensor: what norms and activations work on."""
+
+    rows: int
+    features: int
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.features
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def label(self) -> str:
+        return f"{self.rows} x {self.features}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype}-{self.rows}x{self.features}"
+
+    def shrunk(self) -> RowsShape:
+        return replace(self, rows=min(self.rows, 16), features=min(self.features, 96))
+
+
+_MASKS = (False, True)
+
+ATTENTION_GRID = tuple(
+    AttentionShape(seqlen, head_dim, dtype, group, causal)
+    for dtype, causal, seqlen, head_dim, group in product(("fp32", "bf16"), _MASKS, (512, 2048), (64, 128), (1, 4, 6))
+)
+
+SHORT_SEQUENCES = tuple(
+    AttentionShape(128, 64, dtype, group=4, causal=causal, batch=4, heads_q=32)
+    for dtype, causal in product(("fp32", "bf16"), _MASKS)
+)
+
+PIECEWISE = tuple(
+    AttentionShape(2048, head_dim, dtype, group=4, causal=causal, dist_threshold=512)
+    for dtype, causal, head_dim in product(("fp32", "bf16"), _MASKS, (64, 128))
+) + (AttentionShape(4096, 128, "bf16", group=6, causal=True, dist_threshold=1000),)
+
+ONE_HEAD = tuple(
+    AttentionShape(4096, 128, dtype, causal=causal, heads_q=1) for dtype, causal in product(("fp32", "bf16"), _MASKS)
+)
+
+NORM = (RowsShape(2048, 4096, "fp32"), RowsShape(2048, 4096, "bf16"))
+ACTIVATION = NORM
