@@ -82,6 +82,7 @@ class CMakeBuild(build_ext):
             "FLAGATTN_TORCH_INCLUDE_DIRS": ";".join(cpp_extension.include_paths()),
             "FLAGATTN_TORCH_LIBRARY_DIRS": ";".join(cpp_extension.library_paths()),
             "FLAGATTN_TORCH_VERSION": torch.__version__,
+            "FLAGATTN_COPY_TO": str(ROOT / "flagattn") if self.is_in_place() else "",
             "FLAGATTN_CUDA": os.environ.get("FLAGATTN_CUDA", "AUTO").upper(),
         }
         if "FLAGATTN_CUDA_ARCHS" in os.environ:
@@ -93,16 +94,20 @@ class CMakeBuild(build_ext):
         self.run_step([cmake, "--build", str(folder), "--parallel", jobs])
 
     def place_libraries(self, folder):
-        """Wheels get stripped copies; an in-place build gets links, so that a bare `ninja` updates what runs."""
-        if not self.inplace and not self.editable_mode:
+        """Wheels get stripped copies; an in-place build has been copied by the link step, so that `ninja` suffices."""
+        if not self.is_in_place():
             target = Path(self.build_lib).resolve() / "flagattn"
             self.run_step([find_tool("cmake"), "--install", str(folder), "--strip", "--prefix", str(target)])
             return
         for name in ("_C.so", "_C_cuda.so"):
-            library, link = folder / "lib" / name, ROOT / "flagattn" / name
-            link.unlink(missing_ok=True)
-            if library.exists():
-                link.symlink_to(os.path.relpath(library, link.parent))
+            library, copy = folder / "lib" / name, ROOT / "flagattn" / name
+            if not library.exists():
+                copy.unlink(missing_ok=True)
+            elif not copy.exists():
+                shutil.copy2(library, copy)
+
+    def is_in_place(self):
+        return self.inplace or self.editable_mode
 
     def run_step(self, command):
         if subprocess.run(command).returncode != 0:

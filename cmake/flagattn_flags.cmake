@@ -36,5 +36,10 @@ function(flagattn_add_module name)
     set_property(TARGET ${name} APPEND PROPERTY LINK_DEPENDS "${exports}")
     target_link_options(${name} PRIVATE -Wl,--no-undefined -Wl,--as-needed -Wl,--gc-sections "-Wl,--version-script=${exports}")
   endif()
+  if(FLAGATTN_COPY_TO)  # by a rename, so that running processes keep the old one and a failed link leaves it in place
+    add_custom_command(TARGET ${name} POST_BUILD VERBATIM
+      COMMAND ${CMAKE_COMMAND} -E copy $<TARGET_FILE:${name}> "${FLAGATTN_COPY_TO}/${name}.so.new"
+      COMMAND ${CMAKE_COMMAND} -E rename "${FLAGATTN_COPY_TO}/${name}.so.new" "${FLAGATTN_COPY_TO}/${name}.so")
+  endif()
   install(TARGETS ${name} LIBRARY DESTINATION .)
 endfunction()
