@@ -1,1 +1,29 @@
 """Fused attention, piecewise attention and transformer ops for PyTorch, with backward, on CPU and CUDA."""
+
+from flagattn.attention import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+    scaled_dot_product_attention,
+)
+from flagattn.build_info import build_info, cpu_level
+from flagattn.merging import merge_attention_states
+from flagattn.piecewise import piecewise_attn_func, piecewise_attn_varlen_func
+
+__all__ = [
+    "build_info",
+    "cpu_level",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "merge_attention_states",
+    "piecewise_attn_func",
+    "piecewise_attn_varlen_func",
+    "scaled_dot_product_attention",
+]

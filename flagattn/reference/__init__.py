@@ -1,7 +1,7 @@
-"""The oracle: every op of flagattn in plain PyTorch, written for reading, in any floating dtype, differentiable by autograd.
+"""The oracle: every op of flagattn in plain PyTorch, for reading, in any floating dtype, differentiable by autograd.
 
-Called with float64 tensors these functions are the oracle (`ref64`); called with the tensors of a test they are `plain`,
-the same mathematics in that dtype with an fp32 softmax, against whose error the kernels' error is measured.
+Called with float64 tensors these functions are the oracle (`ref64`); called with a test's own tensors they are
+`plain`, the same mathematics in that dtype with an fp32 softmax, against whose error the kernels' error is measured.
 They run on any device and import nothing but torch.
 """
 

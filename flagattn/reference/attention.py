@@ -131,7 +131,7 @@ def merge_attention_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Ou
     return merged.to(outs[0].dtype), lse.masked_fill(all_empty, -math.inf)
 
 
-# ---------------------------------------------------------------------------------------------------- one tile of it all
+# ---- one tile of it all ----
 
 
 def _softmax_dtype(tensor: Tensor) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor
 def apply_rotary(
     x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, positions: Tensor | None = None
 ) -> Tensor:
-    """Rotate the first 2 * cos.shape[-1] channels of x (..., seqlen, heads, head_dim) by the angles of each row's position.
+    """Rotate the first 2 * cos.shape[-1] channels of x (..., seqlen, heads, head_dim) by the angles of their position.
 
     `cos` and `sin` are (max_position, rotary_dim / 2). Row i stands at position i, or at positions[..., i]. The pair of
     channel i is i + rotary_dim / 2, or with `interleaved` channels 2i and 2i + 1 form a pair. The rotation is done in

@@ -57,7 +57,7 @@ def _packed(name: str, *lengths: tuple[int, int], **fields: object) -> Attention
 MIXED_LAYOUTS = ("heads_outside", "padded", "interleaved_rows", "odd_offset")
 OTHER_LAYOUTS = ("padded", "odd_offset", "heads_outside", "interleaved_rows")
 
-# ------------------------------------------------------------------------------------------------- plain attention, dense
+# ---- plain attention, dense ----
 
 DENSE_CASES: tuple[AttentionCase, ...] = (
     # Lengths: below, at and above every tile size; more queries than keys and the other way round; nothing at all.
@@ -120,7 +120,7 @@ DENSE_CASES: tuple[AttentionCase, ...] = (
     _dense("layouts_dim_59", 66, 40, batch=2, head_dim=59, head_dim_v=61, layouts=OTHER_LAYOUTS, causal=True),
 )
 
-# ------------------------------------------------------------------------------------------------ plain attention, packed
+# ---- plain attention, packed ----
 
 VARLEN_CASES: tuple[AttentionCase, ...] = (
     _packed("one_sequence", (100, 100), causal=True),
@@ -139,7 +139,7 @@ VARLEN_CASES: tuple[AttentionCase, ...] = (
     _packed("many_short", *((n % 9, (n * 5) % 11) for n in range(40)), heads_q=4, heads_k=2, head_dim=32, causal=True),
 )
 
-# ----------------------------------------------------------------------------------------------------- piecewise attention
+# ---- piecewise attention ----
 
 PIECEWISE_CASES: tuple[AttentionCase, ...] = (
     # Thresholds: all far, all near, on and off tile borders, ahead of the diagonal.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
+import flagattn
 from flagattn import reference
 from flagattn.testing.attention_cases import AttentionCase
 from flagattn.testing.layouts import laid_out
@@ -38,6 +40,7 @@ def make_inputs(
     def random(*shape: int, scale: float = 1.0) -> Tensor:
         return torch.randn(shape, generator=generator).mul(scale)
 
+    cu_seqlens_q = cu_seqlens_k = None
     rows_q: tuple[int, ...]
     rows_k: tuple[int, ...]
     if case.lengths is not None:
@@ -49,7 +52,6 @@ def make_inputs(
     else:
         rows_q, rows_k = (case.batch, case.seqlen_q), (case.batch, case.seqlen_k)
         max_seqlen_q, max_seqlen_k = case.seqlen_q, case.seqlen_k
-        cu_seqlens_q = cu_seqlens_k = None
 
     shapes = {"q": (*rows_q, case.heads_q, case.head_dim), "k": (*rows_k, case.heads_k, case.head_dim)}
     shapes["v"] = (*rows_k, case.heads_k, case.value_dim)
@@ -76,49 +78,43 @@ def attention_by_reference(
     leaves = {
         name: t.detach().to(dtype).nan_to_num(0.0).requires_grad_(gradients) for name, t in inputs.operands.items()
     }
-    options = {
+    options: dict[str, Any] = {
         "softmax_scale": case.softmax_scale,
         "causal": case.causal,
         "window_size": case.window_size,
         "softcap": case.softcap,
     }
-    tensors = [leaves[name] for name in _order_of(case)]
-    if inputs.cu_seqlens_q is not None:
-        tensors += [inputs.cu_seqlens_q, inputs.cu_seqlens_k]
-        if case.is_piecewise:
-            out, lse = reference.piecewise_attention_varlen(*tensors, case.dist_threshold, **options)
-        else:
-            out, lse = reference.attention_varlen(*tensors, **options)
-    elif case.is_piecewise:
-        out, lse = reference.piecewise_attention(*tensors, case.dist_threshold, **options)
+    tensors: list[Any] = [leaves[name] for name in _order_of(case)]
+    packing = (inputs.cu_seqlens_q, inputs.cu_seqlens_k) if case.is_packed else ()
+    function: Any
+    if case.is_piecewise:
+        function = reference.piecewise_attention_varlen if case.is_packed else reference.piecewise_attention
     else:
-        out, lse = reference.attention(*tensors, **options)
+        function = reference.attention_varlen if case.is_packed else reference.attention
+    threshold = (case.dist_threshold,) if case.is_piecewise else ()
+    out, lse = function(*tensors, *packing, *threshold, **options)
     return _with_gradients(leaves, out, lse, inputs) if gradients else {"out": out, "lse": lse}
 
 
 def attention_by_op(case: AttentionCase, inputs: AttentionInputs, *, gradients: bool = True) -> Results:
     """out, lse and the gradients from the public function the case calls for."""
-    import flagattn
-
     leaves = {name: t.detach().requires_grad_(gradients) for name, t in inputs.operands.items()}
-    options = {
+    options: dict[str, Any] = {
         "softmax_scale": case.softmax_scale,
         "causal": case.causal,
         "window_size": case.window_size,
         "softcap": case.softcap,
         "return_lse": True,
     }
-    tensors = [leaves[name] for name in _order_of(case)]
-    if case.is_packed:
-        packing = (inputs.cu_seqlens_q, inputs.cu_seqlens_k, inputs.max_seqlen_q, inputs.max_seqlen_k)
-        if case.is_piecewise:
-            out, lse = flagattn.piecewise_attn_varlen_func(*tensors, *packing, case.dist_threshold, **options)
-        else:
-            out, lse = flagattn.flash_attn_varlen_func(*tensors, *packing, **options)
-    elif case.is_piecewise:
-        out, lse = flagattn.piecewise_attn_func(*tensors, case.dist_threshold, **options)
+    tensors: list[Any] = [leaves[name] for name in _order_of(case)]
+    packing = (inputs.cu_seqlens_q, inputs.cu_seqlens_k, inputs.max_seqlen_q, inputs.max_seqlen_k)
+    function: Any
+    if case.is_piecewise:
+        function = flagattn.piecewise_attn_varlen_func if case.is_packed else flagattn.piecewise_attn_func
     else:
-        out, lse = flagattn.flash_attn_func(*tensors, **options)
+        function = flagattn.flash_attn_varlen_func if case.is_packed else flagattn.flash_attn_func
+    threshold = (case.dist_threshold,) if case.is_piecewise else ()
+    out, lse = function(*tensors, *(packing if case.is_packed else ()), *threshold, **options)
     return _with_gradients(leaves, out, lse, inputs) if gradients else {"out": out, "lse": lse}
 
 

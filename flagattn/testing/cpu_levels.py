@@ -7,28 +7,31 @@ from contextlib import contextmanager
 
 import torch
 
+from flagattn.build_info import cpu_level
+
 CPU_LEVELS = ("scalar", "avx2", "avx512")
 
 
 def available_cpu_levels() -> tuple[str, ...]:
-    """The levels this machine can run, slowest first."""
-    import flagattn
-
-    current = flagattn.cpu_level()
-    levels = tuple(level for level in CPU_LEVELS if torch.ops.flagattn.set_cpu_level(level))
-    torch.ops.flagattn.set_cpu_level(current)
-    return levels
+    """The levels that this machine can run, slowest first."""
+    before = cpu_level()
+    available = tuple(level for level in CPU_LEVELS if _try(level))
+    _try(before)
+    return available
 
 
 @contextmanager
 def set_cpu_level(level: str) -> Iterator[None]:
     """Run the block's CPU ops at `level`; raises ValueError where the machine lacks it."""
-    import flagattn
-
-    before = flagattn.cpu_level()
-    if level not in CPU_LEVELS or not torch.ops.flagattn.set_cpu_level(level):
-        raise ValueError(f"level must be one this machine has, {available_cpu_levels()}, not {level!r}")
+    before = cpu_level()
+    if level not in CPU_LEVELS or not _try(level):
+        raise ValueError(f"level is {level!r}; this machine has {', '.join(available_cpu_levels())}")
     try:
         yield
     finally:
-        torch.ops.flagattn.set_cpu_level(before)
+        _try(before)
+
+
+def _try(level: str) -> bool:
+    taken: bool = torch.ops.flagattn.set_cpu_level(level)
+    return taken

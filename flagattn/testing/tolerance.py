@@ -22,9 +22,8 @@ def assert_close_to_oracle(ours: Tensor, plain: Tensor, ref64: Tensor, name: str
     for kind, test in (("NaN", torch.isnan), ("-inf", torch.isneginf), ("+inf", torch.isposinf)):
         wrong = test(ours64) != test(ref64)
         if wrong.any():
-            raise AssertionError(
-                f"{name}: {kind} differs at {int(wrong.sum())} of {wrong.numel()} positions, {_at(ours64, plain64, ref64, wrong)}"
-            )
+            where = _at(ours64, plain64, ref64, wrong)
+            raise AssertionError(f"{name}: {kind} differs at {int(wrong.sum())} of {wrong.numel()} positions, {where}")
 
     finite = torch.isfinite(ref64)
     error = torch.where(finite, ours64 - ref64, 0.0).abs()

@@ -1,0 +1,106 @@
+"""The attention ops as torch sees them: shapes for tracing, gradients, and the shortest way to call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flagattn import _load
+from flagattn._autograd import differentiable, without_double_backward
+from flagattn._checks import rows_contiguous
+
+_load.load()
+_ops: Any = torch.ops.flagattn
+
+
+# ---- for tracing ----
+
+
+def _outputs_like(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    *rows, heads, _ = q.shape
+    out = q.new_empty((*rows, heads, v.shape[-1]))
+    lse = q.new_empty((*rows[:-1], heads, rows[-1]), dtype=torch.float32)
+    return out, lse
+
+
+def _gradients_like(*operands: Tensor) -> tuple[Tensor, ...]:
+    return tuple(operand.new_empty(operand.shape) for operand in operands)
+
+
+def _attention_forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _outputs_like(q, v)
+
+
+def _attention_backward_fake(
+    dout: Tensor, dlse: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _gradients_like(q, k, v)
+
+
+def _piecewise_forward_fake(
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return _outputs_like(q1, v)
+
+
+def _piecewise_backward_fake(
+    dout: Tensor, dlse: Any, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _gradients_like(q1, k1, q2, k2, v)
+
+
+_register_fake: Any = torch.library.register_fake
+_register_fake("flagattn::attention_forward", _attention_forward_fake)
+_register_fake("flagattn::attention_backward", _attention_backward_fake)
+_register_fake("flagattn::piecewise_forward", _piecewise_forward_fake)
+_register_fake("flagattn::piecewise_backward", _piecewise_backward_fake)
+
+# ---- gradients ----
+
+_attention_backward_op = without_double_backward(_ops.attention_backward.default)
+_piecewise_backward_op = without_double_backward(_ops.piecewise_backward.default)
+
+
+def _save(ctx: Any, operands: tuple[Tensor, ...], rest: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    # An output nobody uses has no gradient, and none is made up: the LSE's reaches the kernel only where it exists.
+    ctx.set_materialize_grads(False)
+    cu_seqlens_q, cu_seqlens_k, *scalars = rest
+    ctx.save_for_backward(*operands, *output, cu_seqlens_q, cu_seqlens_k)
+    ctx.scalars = scalars
+
+
+def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _save(ctx, inputs[:3], inputs[3:], output)
+
+
+def _piecewise_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _save(ctx, inputs[:5], inputs[5:], output)
+
+
+def _output_gradients(dout: Tensor | None, dlse: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
+    dout = torch.zeros_like(out) if dout is None else rows_contiguous(dout)
+    return dout, None if dlse is None else rows_contiguous(dlse)
+
+
+def _attention_backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None and dlse is None:
+        return (None,) * 11
+    saved = ctx.saved_tensors
+    dout, dlse = _output_gradients(dout, dlse, saved[3])
+    return (*_attention_backward_op(dout, dlse, *saved, *ctx.scalars), *(None,) * 8)
+
+
+def _piecewise_backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None and dlse is None:
+        return (None,) * 14
+    saved = ctx.saved_tensors
+    dout, dlse = _output_gradients(dout, dlse, saved[5])
+    return (*_piecewise_backward_op(dout, dlse, *saved, *ctx.scalars), *(None,) * 9)
+
+
+# (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, window_left, window_right, softcap)
+attention_op = differentiable(_ops.attention_forward.default, _attention_setup, _attention_backward)
+# (q1, k1, q2, k2, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dist_threshold, softmax_scale, ...)
+piecewise_op = differentiable(_ops.piecewise_forward.default, _piecewise_setup, _piecewise_backward)

@@ -1,0 +1,66 @@
+"""Joining attention over parts of the keys into attention over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def merge_attention_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The (out, lse) of attention over the union of disjoint key sets, from the (out, lse) over each of them.
+
+        lse = log sum_p exp(lse_p)        out = sum_p exp(lse_p - lse) out_p
+
+    Args:
+        outs: tensors of one shape, (batch, seqlen, heads, head_dim) or packed (total, heads, head_dim).
+        lses: as many float32 tensors, (batch, heads, seqlen) or (heads, total), natural log; -inf for empty parts.
+
+    Returns:
+        out in the dtype of the first of outs, and lse in float32. Where all parts are empty they are 0 and -inf.
+
+    Raises:
+        TypeError, ValueError: no parts, a different number of outs and lses, or shapes that do not belong together.
+
+    Differentiable in outs and lses; an LSE of -inf takes no gradient. See Rabe and Staats, "Self-attention does not
+    need O(n^2) memory" (2021).
+    """
+    outs, lses = list(outs), list(lses)
+    _check(outs, lses)
+    stacked = torch.stack(lses).float()
+    empty = torch.isneginf(stacked)
+    all_empty = empty.all(dim=0)
+    # Rows that are empty in every part are computed as if their LSEs were 0 and then overwritten: nothing becomes NaN.
+    shifted = stacked.masked_fill(all_empty, 0.0)
+    lse = torch.logsumexp(shifted, dim=0)
+    weights = torch.exp(shifted - lse).masked_fill(empty, 0.0).transpose(-1, -2).unsqueeze(-1)
+    merged = weights[0] * outs[0]
+    for weight, out in zip(weights[1:], outs[1:]):
+        merged = torch.addcmul(merged, weight, out.float())
+    return merged.to(outs[0].dtype), lse.masked_fill(all_empty, -math.inf)
+
+
+def _check(outs: list[Tensor], lses: list[Tensor]) -> None:
+    if len(outs) == 0 or len(outs) != len(lses):
+        raise ValueError(
+            f"outs has {len(outs)} parts and lses {len(lses)}; both must have the same number, at least one"
+        )
+    for name, parts in (("outs", outs), ("lses", lses)):
+        for index, part in enumerate(parts):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{name}[{index}] is of type {type(part).__name__}; it must be a tensor")
+            if part.shape != parts[0].shape:
+                raise ValueError(
+                    f"{name}[{index}] has shape {tuple(part.shape)}, but {name}[0] has {tuple(parts[0].shape)}; "
+                    "their shapes must be equal"
+                )
+    shape = outs[0].shape
+    if len(shape) not in (3, 4):
+        raise ValueError(
+            f"outs[0] has shape {tuple(shape)}; it must be (batch, seqlen, heads, head_dim) or (total, heads, head_dim)"
+        )
+    expected = (*shape[:-3], shape[-2], shape[-3])
+    if tuple(lses[0].shape) != expected:
+        raise ValueError(f"lses[0] has shape {tuple(lses[0].shape)}; with outs of {tuple(shape)} it must be {expected}")
