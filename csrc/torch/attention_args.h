@@ -46,23 +46,20 @@ inline RowsView rows_view(const Argument& argument, void* data) {
 inline RowsView rows_input(const Argument& argument) { return rows_view(argument, input_data(argument.tensor)); }
 inline RowsView rows_output(const Tensor& tensor) { return rows_view({"", tensor}, output_data(tensor)); }
 
-inline Tensor empty_out(const AttentionParams& params, const Tensor& q, const Tensor& v) {
+inline Tensor empty_out(const AttentionParams& params, const Tensor& q) {
   const ScalarType dtype = q.scalar_type();
-  if (params.is_packed()) return empty_like_device(q, dtype, {q.size(0), params.heads_q, params.head_dim_v});
-  return empty_like_device(q, dtype, {params.batch, params.seqlen_q, params.heads_q, v.size(3)});
+  if (params.is_packed()) return empty_like_device(q, dtype, {params.total_q, params.heads_q, params.head_dim_v});
+  return empty_like_device(q, dtype, {params.batch, params.seqlen_q, params.heads_q, params.head_dim_v});
 }
 
 inline Tensor empty_lse(const AttentionParams& params, const Tensor& q) {
-  if (params.is_packed()) return empty_like_device(q, ScalarType::Float, {params.heads_q, q.size(0)});
+  if (params.is_packed()) return empty_like_device(q, ScalarType::Float, {params.heads_q, params.total_q});
   return empty_like_device(q, ScalarType::Float, {params.batch, params.heads_q, params.seqlen_q});
 }
 
 // A fresh gradient of an operand: its sizes, contiguous.
 inline Tensor empty_gradient(const Tensor& operand) {
-  const Sizes sizes = operand.sizes();
-  const ScalarType dtype = operand.scalar_type();
-  if (sizes.size() == 3) return empty_like_device(operand, dtype, {sizes[0], sizes[1], sizes[2]});
-  return empty_like_device(operand, dtype, {sizes[0], sizes[1], sizes[2], sizes[3]});
+  return empty_like_device(operand, operand.scalar_type(), operand.sizes());
 }
 
 inline const int32_t* check_cu_seqlens(const char* op, const Argument& cu_seqlens, const Argument& q) {
@@ -108,6 +105,8 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
     params.cu_seqlens_q = check_cu_seqlens(op, cu_q, q);
     params.cu_seqlens_k = check_cu_seqlens(op, cu_k, q);
     params.batch = cu_q.sizes[0] - 1;
+    params.total_q = q.sizes[0];
+    params.total_k = k.sizes[0];
     params.seqlen_q = args.max_seqlen_q;
     params.seqlen_k = args.max_seqlen_k;
     params.total_q = q.sizes[0];
@@ -116,8 +115,8 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
           cu_q.sizes[0], "; both must have batch + 1.");
     check(args.max_seqlen_q >= 0 && args.max_seqlen_k >= 0, op, "max_seqlen_q is ", args.max_seqlen_q,
           " and max_seqlen_k ", args.max_seqlen_k, "; neither may be negative.");
-    check_shape(op, k, {k.sizes[0], params.heads_k, params.head_dim}, "(total_k, heads_k, head_dim)");
-    check_shape(op, v, {k.sizes[0], params.heads_k, params.head_dim_v}, "(total_k, heads_k, head_dim_v)");
+    check_shape(op, k, {params.total_k, params.heads_k, params.head_dim}, "(total_k, heads_k, head_dim)");
+    check_shape(op, v, {params.total_k, params.heads_k, params.head_dim_v}, "(total_k, heads_k, head_dim_v)");
   } else {
     params.batch = q.sizes[0];
     params.seqlen_q = q.sizes[1];
@@ -175,7 +174,8 @@ inline void check_backward(const char* op, AttentionBackwardParams& params, cons
     check_same_device(op, argument, q);
     check_last_dim_contiguous(op, argument);
     if (forward.is_packed()) {
-      check_shape(op, argument, {q.sizes[0], forward.heads_q, forward.head_dim_v}, "(total_q, heads_q, head_dim_v)");
+      check_shape(op, argument, {forward.total_q, forward.heads_q, forward.head_dim_v},
+                  "(total_q, heads_q, head_dim_v)");
     } else {
       check_shape(op, argument, {forward.batch, forward.seqlen_q, forward.heads_q, forward.head_dim_v},
                   "(batch, seqlen_q, heads_q, head_dim_v)");
@@ -187,7 +187,7 @@ inline void check_backward(const char* op, AttentionBackwardParams& params, cons
     check_same_device(op, argument, q);
     check_last_dim_contiguous(op, argument);
     if (forward.is_packed()) {
-      check_shape(op, argument, {forward.heads_q, q.sizes[0]}, "(heads_q, total_q)");
+      check_shape(op, argument, {forward.heads_q, forward.total_q}, "(heads_q, total_q)");
     } else {
       check_shape(op, argument, {forward.batch, forward.heads_q, forward.seqlen_q}, "(batch, heads_q, seqlen_q)");
     }

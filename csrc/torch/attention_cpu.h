@@ -24,9 +24,9 @@ inline void check_cu_seqlens_values(const char* op, const char* name, const int3
 
 inline void check_values(const AttentionArgs& args, const AttentionParams& params) {
   if (!params.is_packed()) return;
-  check_cu_seqlens_values(args.op, "cu_seqlens_q", params.cu_seqlens_q, params.batch, args.q.size(0),
+  check_cu_seqlens_values(args.op, "cu_seqlens_q", params.cu_seqlens_q, params.batch, params.total_q,
                           args.max_seqlen_q);
-  check_cu_seqlens_values(args.op, "cu_seqlens_k", params.cu_seqlens_k, params.batch, args.k.size(0),
+  check_cu_seqlens_values(args.op, "cu_seqlens_k", params.cu_seqlens_k, params.batch, params.total_k,
                           args.max_seqlen_k);
 }
 

@@ -91,22 +91,27 @@ inline void* input_data(const Tensor& tensor) { return data_of(const_cast<void*>
 inline void* output_data(const Tensor& tensor) { return data_of(tensor.mutable_data_ptr()); }
 
 // An uninitialised contiguous tensor on the device of `like`.
-inline Tensor empty_like_device(const Tensor& like, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+inline Tensor empty_like_device(const Tensor& like, ScalarType dtype, Sizes sizes) {
   constexpr size_t kMaxDims = 8;
+  if (sizes.size() > kMaxDims)
+    throw std::runtime_error("flagattn: tensors of more than 8 dimensions are not supported.");
   int64_t strides[kMaxDims];
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
+    stride *= sizes[i] > 0 ? sizes[i] : 1;
   }
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
                                torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
                                like.get_device_index(), &handle));
   return Tensor(handle);
+}
+inline Tensor empty_like_device(const Tensor& like, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  return empty_like_device(like, dtype, Sizes(sizes.begin(), sizes.size()));
 }
 
 // ---- Checks ----
