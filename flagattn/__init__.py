@@ -1,5 +1,6 @@
 """Fused attention, piecewise attention and transformer ops for PyTorch, with backward, on CPU and CUDA."""
 
+from flagattn.activation import swiglu
 from flagattn.attention import (
     flash_attn_func,
     flash_attn_kvpacked_func,
@@ -11,9 +12,12 @@ from flagattn.attention import (
 )
 from flagattn.build_info import build_info, cpu_level
 from flagattn.merging import merge_attention_states
+from flagattn.norm import rms_norm
 from flagattn.piecewise import piecewise_attn_func, piecewise_attn_varlen_func
+from flagattn.rotary import apply_rotary
 
 __all__ = [
+    "apply_rotary",
     "build_info",
     "cpu_level",
     "flash_attn_func",
@@ -25,5 +29,7 @@ __all__ = [
     "merge_attention_states",
     "piecewise_attn_func",
     "piecewise_attn_varlen_func",
+    "rms_norm",
     "scaled_dot_product_attention",
+    "swiglu",
 ]

@@ -6,6 +6,7 @@ and shapes raise TypeError or ValueError here; wrong values inside tensors are f
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -15,38 +16,60 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
 
 _DENSE = "(batch, seqlen, heads, head_dim)"
-_DENSE_HEADS_FIRST = "(batch, heads, seqlen, head_dim)"
 _PACKED = "(total, heads, head_dim)"
 
 
-def check_attention_operands(
-    q: Tensor, k: Tensor, v: Tensor, rank: int, names: tuple[str, str, str], *, heads_first: bool = False
-) -> None:
-    """q, k, v are tensors of one supported dtype and device, of `rank` dimensions, whose shapes fit together."""
-    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
-        _fail_on_types((q, k, v), names)
-    dtype = q.dtype
-    if dtype not in DTYPES or k.dtype != dtype or v.dtype != dtype:
-        _fail_on_dtypes((q, k, v), names)
-    device = q.device
-    if k.device != device or v.device != device:
-        _fail_on_devices((q, k, v), names)
+def check_dense_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> tuple[int, int, int]:
+    """q, k, v fit together as (batch, seqlen, heads, head_dim); returns seqlen_q, seqlen_k and head_dim."""
+    _check_tensors(q, k, v, names)
     shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
-    if len(shape_q) != rank or len(shape_k) != rank or len(shape_v) != rank:
-        _fail_on_ranks((q, k, v), names, _PACKED if rank == 3 else _DENSE_HEADS_FIRST if heads_first else _DENSE)
-    heads = -3 if heads_first else -2
-    heads_k = shape_k[heads]
+    if len(shape_q) != 4 or len(shape_k) != 4 or len(shape_v) != 4:
+        _fail_on_ranks((q, k, v), names, _DENSE)
+    batch, seqlen_q, heads_q, head_dim = shape_q
+    batch_k, seqlen_k, heads_k, head_dim_k = shape_k
+    batch_v, seqlen_v, heads_v, head_dim_v = shape_v
     if (
-        shape_k[:-1] != shape_v[:-1]
-        or shape_q[-1] != shape_k[-1]
-        or heads_k == 0
-        or shape_q[heads] == 0
-        or shape_q[heads] % heads_k != 0
-        or (rank == 4 and shape_q[0] != shape_k[0])
-        or not 1 <= shape_q[-1] <= MAX_HEAD_DIM
-        or not 1 <= shape_v[-1] <= MAX_HEAD_DIM
+        head_dim != head_dim_k
+        or seqlen_k != seqlen_v
+        or heads_k != heads_v
+        or batch != batch_k
+        or batch != batch_v
+        or _heads_are_wrong(heads_q, heads_k)
+        or not 1 <= head_dim <= MAX_HEAD_DIM
+        or not 1 <= head_dim_v <= MAX_HEAD_DIM
     ):
-        _fail_on_shapes(q, k, v, rank, names)
+        _fail_on_shapes(q, k, v, names)
+    return seqlen_q, seqlen_k, head_dim
+
+
+def check_packed_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> int:
+    """q, k, v fit together as (total, heads, head_dim); returns head_dim."""
+    _check_tensors(q, k, v, names)
+    shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
+    if len(shape_q) != 3 or len(shape_k) != 3 or len(shape_v) != 3:
+        _fail_on_ranks((q, k, v), names, _PACKED)
+    _, heads_q, head_dim = shape_q
+    total_k, heads_k, head_dim_k = shape_k
+    total_v, heads_v, head_dim_v = shape_v
+    if (
+        head_dim != head_dim_k
+        or total_k != total_v
+        or heads_k != heads_v
+        or _heads_are_wrong(heads_q, heads_k)
+        or not 1 <= head_dim <= MAX_HEAD_DIM
+        or not 1 <= head_dim_v <= MAX_HEAD_DIM
+    ):
+        _fail_on_shapes(q, k, v, names)
+    return head_dim
+
+
+def check_ranks(tensors: tuple[Tensor, ...], names: tuple[str, ...], layout: str) -> None:
+    """Every tensor has as many dimensions as `layout`, for example "(batch, heads, seqlen, head_dim)", names."""
+    for name, tensor in zip(names, tensors):
+        if not isinstance(tensor, Tensor):
+            _fail_on_types((tensor,), (name,))
+        if tensor.dim() != layout.count(",") + 1:
+            _fail_on_ranks((tensor,), (name,), layout)
 
 
 def check_same_as(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
@@ -67,11 +90,18 @@ def check_same_as(tensor: Tensor, name: str, like: Tensor, like_name: str) -> No
         )
 
 
-def check_packed_operand(tensor: Tensor, name: str, parts: int, layout: str) -> None:
-    """`tensor` stacks `parts` operands in its third dimension from the end."""
+def check_floating(tensor: Tensor, name: str) -> None:
+    """`tensor` is a tensor of a supported dtype."""
     if not isinstance(tensor, Tensor):
         _fail_on_types((tensor,), (name,))
-    if tensor.dim() != layout.count(",") + 1 or tensor.shape[-3] != parts:
+    if tensor.dtype not in DTYPES:
+        _fail_on_dtypes((tensor,), (name,))
+
+
+def check_stacked_operand(tensor: Tensor, name: str, parts: int, layout: str) -> None:
+    """`tensor` stacks `parts` operands in its third dimension from the end."""
+    check_ranks((tensor,), (name,), layout)
+    if tensor.shape[-3] != parts:
         raise ValueError(f"{name} has shape {_shape(tensor)}; it must be {layout}")
 
 
@@ -124,7 +154,7 @@ def scale_or_default(softmax_scale: float | None, head_dim: int) -> float:
 
 
 def check_softcap(softcap: float) -> None:
-    if not softcap >= 0 or softcap - softcap != 0:
+    if softcap != 0.0 and not 0.0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}; it must be finite and >= 0, where 0 switches it off")
 
 
@@ -140,49 +170,84 @@ def refuse_unsupported(dropout_p: float, alibi_slopes: object, sinks: object, bl
         raise NotImplementedError("block_table is given; paged keys and values are not implemented, so it must be None")
 
 
+def prepared(*operands: Tensor) -> tuple[Tensor, ...]:
+    """The operands in autocast's dtype where it is on, with contiguous last dimensions."""
+    kind = operands[0].device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        operands = tuple(operand.to(dtype) for operand in operands)
+    for operand in operands:
+        if operand.stride(-1) != 1:
+            return tuple(rows_contiguous(operand) for operand in operands)
+    return operands
+
+
 def rows_contiguous(tensor: Tensor) -> Tensor:
     """The kernels read strided operands whose last dimension is contiguous; anything else is copied."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The dtype autocast wants for operands on this device, or None where autocast is off."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+def promoted_under_autocast(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Where autocast is on, two operands of different dtypes in the wider one; else as they are."""
+    if (
+        isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and first.dtype != second.dtype
+        and autocast_dtype(first) is not None
+    ):
+        wide = torch.promote_types(first.dtype, second.dtype)
+        return first.to(wide), second.to(wide)
+    return first, second
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> None:
+    """q, k, v are tensors of one supported dtype on one device."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        _fail_on_types((q, k, v), names)
+    dtype = q.dtype
+    if dtype not in DTYPES or k.dtype != dtype or v.dtype != dtype:
+        _fail_on_dtypes((q, k, v), names)
+    device = q.device
+    if k.device != device or v.device != device:
+        _fail_on_devices((q, k, v), names)
+
+
+def _heads_are_wrong(heads_q: int, heads_k: int) -> bool:
+    return heads_k == 0 or heads_q == 0 or heads_q % heads_k != 0
 
 
 # ---- explanations ----
 
 
 def _fail_on_types(tensors: tuple[Any, ...], names: tuple[str, ...]) -> NoReturn:
-    name, value = next((n, t) for n, t in zip(names, tensors, strict=True) if not isinstance(t, Tensor))
+    name, value = next((n, t) for n, t in zip(names, tensors) if not isinstance(t, Tensor))
     raise TypeError(f"{name} is {_kind(value)}; it must be a tensor")
 
 
 def _fail_on_dtypes(tensors: tuple[Tensor, ...], names: tuple[str, ...]) -> NoReturn:
     allowed = ", ".join(_name(dtype) for dtype in DTYPES)
-    for name, tensor in zip(names, tensors, strict=True):
+    for name, tensor in zip(names, tensors):
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{name} is {_name(tensor.dtype)}; supported dtypes are {allowed}")
-    came = ", ".join(f"{name} is {_name(tensor.dtype)}" for name, tensor in zip(names, tensors, strict=True))
+    came = ", ".join(f"{name} is {_name(tensor.dtype)}" for name, tensor in zip(names, tensors))
     raise TypeError(f"{came}; their dtypes must be equal")
 
 
 def _fail_on_devices(tensors: tuple[Tensor, ...], names: tuple[str, ...]) -> NoReturn:
-    came = ", ".join(f"{name} is on {tensor.device}" for name, tensor in zip(names, tensors, strict=True))
+    came = ", ".join(f"{name} is on {tensor.device}" for name, tensor in zip(names, tensors))
     raise ValueError(f"{came}; their devices must be equal")
 
 
 def _fail_on_ranks(tensors: tuple[Tensor, ...], names: tuple[str, ...], layout: str) -> NoReturn:
     rank = layout.count(",") + 1
-    name, tensor = next((n, t) for n, t in zip(names, tensors, strict=True) if t.dim() != rank)
+    name, tensor = next((n, t) for n, t in zip(names, tensors) if t.dim() != rank)
     raise ValueError(f"{name} has shape {_shape(tensor)}; it must be {layout}")
 
 
-def _fail_on_shapes(q: Tensor, k: Tensor, v: Tensor, rank: int, names: tuple[str, str, str]) -> NoReturn:
+def _fail_on_shapes(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> NoReturn:
     name_q, name_k, name_v = names
     came = f"{name_q} has shape {_shape(q)}, {name_k} {_shape(k)}, {name_v} {_shape(v)}"
-    if rank == 4 and q.shape[0] != k.shape[0]:
+    if q.dim() == 4 and q.shape[0] != k.shape[0]:
         raise ValueError(f"{came}; {name_q} and {name_k} must have the same batch size")
     if k.shape[:-1] != v.shape[:-1]:
         raise ValueError(f"{came}; {name_k} and {name_v} may differ in the last dimension only")

@@ -10,6 +10,15 @@ STABLE_TORCH_LIBRARY(flagattn, m) {
   m.def("piecewise_forward(Tensor q1, Tensor k1, Tensor q2, Tensor k2, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, SymInt dist_threshold, float softmax_scale, int window_left, int window_right, float softcap) -> (Tensor out, Tensor lse)");
   m.def("piecewise_backward(Tensor dout, Tensor? dlse, Tensor q1, Tensor k1, Tensor q2, Tensor k2, Tensor v, Tensor out, Tensor lse, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, SymInt dist_threshold, float softmax_scale, int window_left, int window_right, float softcap) -> (Tensor dq1, Tensor dk1, Tensor dq2, Tensor dk2, Tensor dv)");
 
+  // fused ops
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, float offset, bool round_normalised) -> (Tensor y, Tensor rstd)");
+  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, float offset, bool round_normalised) -> (Tensor y, Tensor summed, Tensor rstd)");
+  m.def("rms_norm_backward(Tensor dy, Tensor? dsummed, Tensor s, Tensor weight, Tensor rstd, float offset, bool needs_dweight) -> (Tensor ds, Tensor dweight)");
+  m.def("swiglu(Tensor gate, Tensor up) -> Tensor y");
+  m.def("swiglu_backward(Tensor dy, Tensor gate, Tensor up) -> (Tensor dgate, Tensor dup)");
+  m.def("apply_rotary(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool interleaved, bool conjugate) -> Tensor y");
+  m.def("apply_rotary_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions, bool interleaved, bool conjugate) -> ()");
+
   // build and machine
   m.def("build_facts() -> str");
   m.def("cpu_level() -> (str level, str reason)");

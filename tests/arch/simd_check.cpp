@@ -139,6 +139,9 @@ void check_arithmetic() {
   each(isa::min(x, half), [](float v) { return v < 0.5f ? v : 0.5f; }, "min");
   each(isa::abs(x), [](float v) { return std::fabs(v); }, "abs");
   each(isa::sqrt(isa::abs(x)), [](float v) { return std::sqrt(std::fabs(v)); }, "sqrt");
+  float swapped[L];
+  isa::swap_neighbours(x).store(swapped);
+  for (int i = 0; i < L; ++i) expect(swapped[i] == values[i ^ 1], "swap_neighbours");
   each(isa::round(x), [](float v) { return std::nearbyint(v); }, "round");
   each(isa::select(x < half, x, half), [](float v) { return v < 0.5f ? v : 0.5f; }, "select <");
   each(isa::select(x > half, x, half), [](float v) { return v > 0.5f ? v : 0.5f; }, "select >");

@@ -120,6 +120,9 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
   return {_mm256_andnot_ps(_mm256_cmp_ps(n.reg, _mm256_set1_ps(-126.0f), _CMP_LT_OQ), scaled)};
 }
 
+// Elements 2i and 2i + 1 change places.
+FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm256_permute_ps(a.reg, 0xb1)}; }
+
 // Rows become columns: element j of r[i] moves to element i of r[j].
 FLAGATTN_INLINE void transpose(F32 (&r)[8]) {
   __m256 pairs[8], quads[8];

@@ -116,6 +116,9 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
   return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n.reg, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p.reg, n.reg)};
 }
 
+// Elements 2i and 2i + 1 change places.
+FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm512_shuffle_ps(a.reg, a.reg, 0xb1)}; }
+
 // Rows become columns: element j of r[i] moves to element i of r[j].
 FLAGATTN_INLINE void transpose(F32 (&r)[16]) {
   __m512 pairs[16], quads[16], halves[16];

@@ -157,6 +157,9 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
   return select(flushed, F32::zero(), scaled);
 }
 
+// Elements 2i and 2i + 1 change places.
+FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {Float4{a.reg[1], a.reg[0], a.reg[3], a.reg[2]}}; }
+
 // Rows become columns: element j of r[i] moves to element i of r[j].
 FLAGATTN_INLINE void transpose(F32 (&r)[4]) {
   for (int i = 0; i < 4; ++i) {

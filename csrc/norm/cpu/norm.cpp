@@ -1,0 +1,92 @@
+#include "norm/cpu/norm.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "arch/cpu_level.h"
+#include "norm/cpu/norm_isa.h"
+
+namespace flagattn::cpu {
+namespace {
+
+// Rows whose weight gradients are added one after the other; the boundaries depend on nothing, so neither do the bits.
+constexpr int64_t kRowsPerPartial = 32;
+constexpr int64_t kElementsPerItem = 32 * 1024;
+constexpr int64_t kColumnsPerItem = 512;
+
+const RmsNormKernels& kernels_of(CpuLevel level) {
+  switch (level) {
+#if defined(FLAGATTN_HAS_AVX512)
+    case CpuLevel::kAvx512:
+      return avx512::rms_norm_kernels;
+#endif
+#if defined(FLAGATTN_HAS_AVX2)
+    case CpuLevel::kAvx2:
+      return avx2::rms_norm_kernels;
+#endif
+    default:
+      return scalar::rms_norm_kernels;
+  }
+}
+
+// weight + offset in fp32: the weight itself where it is that already, else a widened copy.
+class Gain {
+ public:
+  Gain(const RmsNormKernels& kernels, const void* weight, DType dtype, float offset, int64_t cols) {
+    if (dtype == DType::kFloat32 && offset == 0.0f) {
+      data_ = static_cast<const float*>(weight);
+      return;
+    }
+    copy_.reset(new float[cols]);
+    kernels.load_gain(weight, dtype, offset, cols, copy_.get());
+    data_ = copy_.get();
+  }
+  const float* data() const { return data_; }
+
+ private:
+  std::unique_ptr<float[]> copy_;
+  const float* data_;
+};
+
+// Calls body(begin, end) for consecutive ranges of `step` within [0, size).
+template <typename Body>
+void for_each_range(const ParallelFor& parallel, int64_t size, int64_t step, Body&& body) {
+  for_each_item(
+      parallel, (size + step - 1) / step, [] { return 0; },
+      [&](int64_t item, int) { body(item * step, std::min(size, (item + 1) * step)); });
+}
+
+int64_t rows_per_item(int64_t cols) { return std::max<int64_t>(1, kElementsPerItem / std::max<int64_t>(1, cols)); }
+
+}  // namespace
+
+Status run_rms_norm(const RmsNormParams& params, const ParallelFor& parallel) {
+  const RmsNormKernels& kernels = kernels_of(cpu_level().level);
+  const Gain gain(kernels, params.weight, params.weight_dtype, params.offset, params.cols);
+  for_each_range(parallel, params.rows, rows_per_item(params.cols),
+                 [&](int64_t begin, int64_t end) { kernels.forward_rows(params, gain.data(), begin, end); });
+  return Status::success();
+}
+
+Status run_rms_norm_backward(const RmsNormBackwardParams& params, const ParallelFor& parallel) {
+  const RmsNormKernels& kernels = kernels_of(cpu_level().level);
+  const Gain gain(kernels, params.weight, params.weight_dtype, params.offset, params.cols);
+  if (params.dweight == nullptr) {
+    for_each_range(parallel, params.rows, rows_per_item(params.cols), [&](int64_t begin, int64_t end) {
+      kernels.backward_rows(params, gain.data(), begin, end, nullptr);
+    });
+    return Status::success();
+  }
+
+  const int64_t num_partials = (params.rows + kRowsPerPartial - 1) / kRowsPerPartial;
+  const std::unique_ptr<float[]> partials(new float[num_partials * params.cols]);
+  for_each_range(parallel, params.rows, kRowsPerPartial, [&](int64_t begin, int64_t end) {
+    kernels.backward_rows(params, gain.data(), begin, end, partials.get() + begin / kRowsPerPartial * params.cols);
+  });
+  for_each_range(parallel, params.cols, kColumnsPerItem, [&](int64_t begin, int64_t end) {
+    kernels.reduce_dweight(partials.get(), num_partials, params.cols, begin, end, params.weight_dtype, params.dweight);
+  });
+  return Status::success();
+}
+
+}  // namespace flagattn::cpu

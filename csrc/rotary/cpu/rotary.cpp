@@ -1,0 +1,66 @@
+#include "rotary/cpu/rotary.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "arch/cpu_level.h"
+#include "rotary/cpu/rotary_isa.h"
+
+namespace flagattn::cpu {
+namespace {
+
+constexpr int64_t kElementsPerItem = 32 * 1024;
+
+const RotaryKernels& kernels_of(CpuLevel level) {
+  switch (level) {
+#if defined(FLAGATTN_HAS_AVX512)
+    case CpuLevel::kAvx512:
+      return avx512::rotary_kernels;
+#endif
+#if defined(FLAGATTN_HAS_AVX2)
+    case CpuLevel::kAvx2:
+      return avx2::rotary_kernels;
+#endif
+    default:
+      return scalar::rotary_kernels;
+  }
+}
+
+Status check_positions(const RotaryParams& params) {
+  if (params.positions32 == nullptr && params.positions64 == nullptr) return Status::success();
+  const int64_t batches = params.positions_batch_stride == 0 ? 1 : params.batch;
+  for (int64_t b = 0; b < batches; ++b) {
+    for (int64_t s = 0; s < params.seqlen; ++s) {
+      const int64_t position = params.position_of(b, s);
+      if (position >= 0 && position < params.num_positions) continue;
+      return Status::error("positions holds " + std::to_string(position) + " at row " + std::to_string(s) +
+                           " of sequence " + std::to_string(b) + "; cos and sin have rows 0 to " +
+                           std::to_string(params.num_positions - 1) + ".");
+    }
+  }
+  return Status::success();
+}
+
+}  // namespace
+
+Status run_rotary(const RotaryParams& params, const ParallelFor& parallel) {
+  if (Status status = check_positions(params); !status.ok()) return status;
+  const RotaryKernels& kernels = kernels_of(cpu_level().level);
+  const int64_t rows = params.batch * params.seqlen;
+  const int64_t row_size = std::max<int64_t>(1, params.heads * params.head_dim);
+  const int64_t rows_per_item = std::max<int64_t>(1, kElementsPerItem / row_size);
+  for_each_item(
+      parallel, (rows + rows_per_item - 1) / rows_per_item,
+      [&] { return std::unique_ptr<float[]>(new float[rotary_scratch_size(params)]); },
+      [&](int64_t item, std::unique_ptr<float[]>& scratch) {
+        const int64_t end = std::min(rows, (item + 1) * rows_per_item);
+        for (int64_t row = item * rows_per_item; row < end; ++row) {
+          const int64_t b = row / params.seqlen, s = row % params.seqlen;
+          kernels.rotate_row(params, b, s, params.position_of(b, s), scratch.get());
+        }
+      });
+  return Status::success();
+}
+
+}  // namespace flagattn::cpu
