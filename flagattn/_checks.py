@@ -193,7 +193,7 @@ def promoted_under_autocast(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
         isinstance(first, Tensor)
         and isinstance(second, Tensor)
         and first.dtype != second.dtype
-        and autocast_dtype(first) is not None
+        and torch.is_autocast_enabled(first.device.type)
     ):
         wide = torch.promote_types(first.dtype, second.dtype)
         return first.to(wide), second.to(wide)

@@ -14,19 +14,18 @@ The semantics are those of Dao, "FlashAttention-2" (2023), whose argument order 
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from flagattn._attention_ops import attention_op
 from flagattn._checks import (
-    autocast_dtype,
-    check_attention_operands,
-    check_packed_operand,
+    check_dense_operands,
+    check_packed_operands,
     check_packing,
+    check_ranks,
     check_softcap,
+    check_stacked_operand,
+    prepared,
     refuse_unsupported,
-    rows_contiguous,
     scale_or_default,
     window_bounds,
 )
@@ -108,7 +107,7 @@ def flash_attn_kvpacked_func(
     The other arguments, the results, the errors and the differentiability are those of `flash_attn_func`.
     """
     refuse_unsupported(dropout_p, alibi_slopes, sinks)
-    check_packed_operand(kv, "kv", 2, "(batch, seqlen, 2, heads, head_dim)")
+    check_stacked_operand(kv, "kv", 2, "(batch, seqlen, 2, heads, head_dim)")
     k, v = kv.unbind(dim=2)
     out, lse = _dense(q, k, v, softmax_scale, causal, window_size, softcap)
     return _returned(out, lse, return_attn_probs, return_lse)
@@ -136,7 +135,7 @@ def flash_attn_qkvpacked_func(
     The other arguments, the results, the errors and the differentiability are those of `flash_attn_func`.
     """
     refuse_unsupported(dropout_p, alibi_slopes, sinks)
-    check_packed_operand(qkv, "qkv", 3, "(batch, seqlen, 3, heads, head_dim)")
+    check_stacked_operand(qkv, "qkv", 3, "(batch, seqlen, 3, heads, head_dim)")
     q, k, v = qkv.unbind(dim=2)
     out, lse = _dense(q, k, v, softmax_scale, causal, window_size, softcap)
     return _returned(out, lse, return_attn_probs, return_lse)
@@ -222,7 +221,7 @@ def flash_attn_varlen_kvpacked_func(
     The other arguments, the results, the errors and the differentiability are those of `flash_attn_varlen_func`.
     """
     refuse_unsupported(dropout_p, alibi_slopes, sinks)
-    check_packed_operand(kv, "kv", 2, "(total, 2, heads, head_dim)")
+    check_stacked_operand(kv, "kv", 2, "(total, 2, heads, head_dim)")
     k, v = kv.unbind(dim=1)
     packing = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     out, lse = _packed(q, k, v, packing, softmax_scale, causal, window_size, softcap)
@@ -255,7 +254,7 @@ def flash_attn_varlen_qkvpacked_func(
     The other arguments, the results, the errors and the differentiability are those of `flash_attn_varlen_func`.
     """
     refuse_unsupported(dropout_p, alibi_slopes, sinks)
-    check_packed_operand(qkv, "qkv", 3, "(total, 3, heads, head_dim)")
+    check_stacked_operand(qkv, "qkv", 3, "(total, 3, heads, head_dim)")
     q, k, v = qkv.unbind(dim=1)
     packing = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
     out, lse = _packed(q, k, v, packing, softmax_scale, causal, window_size, softcap)
@@ -298,7 +297,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None:
         raise NotImplementedError("attn_mask is given; attention masks are not implemented, so it must be None")
     refuse_unsupported(dropout_p, None, None)
-    check_attention_operands(query, key, value, 4, ("query", "key", "value"), heads_first=True)
+    check_ranks((query, key, value), ("query", "key", "value"), "(batch, heads, seqlen, head_dim)")
     if not enable_gqa and query.shape[1] != key.shape[1]:
         raise ValueError(
             f"query has {query.shape[1]} heads and key {key.shape[1]}; they must be equal unless enable_gqa is True"
@@ -313,7 +312,7 @@ def scaled_dot_product_attention(
         else:
             window_size = (-1, int(seqlen_q - seqlen_k))
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    out, _ = _dense(q, k, v, scale, False, window_size, 0.0)
+    out, _ = _dense(q, k, v, scale, False, window_size, 0.0, ("query", "key", "value"))
     return out.transpose(1, 2)
 
 
@@ -328,9 +327,15 @@ def _dense(
     causal: bool,
     window_size: tuple[int, int],
     softcap: float,
+    names: tuple[str, str, str] = _NAMES,
 ) -> tuple[Tensor, Tensor]:
-    check_attention_operands(q, k, v, 4, _NAMES)
-    return _call(q, k, v, (None, None, q.shape[1], k.shape[1]), softmax_scale, causal, window_size, softcap)
+    seqlen_q, seqlen_k, head_dim = check_dense_operands(q, k, v, names)
+    left, right = window_bounds(window_size, causal)
+    scale = scale_or_default(softmax_scale, head_dim)
+    check_softcap(softcap)
+    q, k, v = prepared(q, k, v)
+    out, lse = attention_op(q, k, v, None, None, seqlen_q, seqlen_k, scale, left, right, softcap)
+    return out, lse
 
 
 def _packed(
@@ -343,29 +348,12 @@ def _packed(
     window_size: tuple[int, int],
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
-    check_attention_operands(q, k, v, 3, _NAMES)
+    head_dim = check_packed_operands(q, k, v, _NAMES)
     check_packing(*packing, q)
-    return _call(q, k, v, packing, softmax_scale, causal, window_size, softcap)
-
-
-def _call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packing: tuple[Any, Any, int, int],
-    softmax_scale: float | None,
-    causal: bool,
-    window_size: tuple[int, int],
-    softcap: float,
-) -> tuple[Tensor, Tensor]:
     left, right = window_bounds(window_size, causal)
-    scale = scale_or_default(softmax_scale, q.shape[-1])
-    if softcap != 0.0:
-        check_softcap(softcap)
-    dtype = autocast_dtype(q)
-    if dtype is not None:
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
+    scale = scale_or_default(softmax_scale, head_dim)
+    check_softcap(softcap)
+    q, k, v = prepared(q, k, v)
     out, lse = attention_op(q, k, v, *packing, scale, left, right, softcap)
     return out, lse
 

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from flagattn._attention_ops import piecewise_op
 from flagattn._checks import (
-    autocast_dtype,
-    check_attention_operands,
+    check_dense_operands,
     check_integer,
+    check_packed_operands,
     check_packing,
     check_same_as,
     check_softcap,
+    prepared,
     refuse_unsupported,
-    rows_contiguous,
     scale_or_default,
     window_bounds,
 )
@@ -74,9 +74,10 @@ def piecewise_attn_func(
     Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
     """
     refuse_unsupported(0.0, None, sinks)
-    check_attention_operands(q1, k1, v, 4, _NAMES)
-    packing = (None, None, q1.shape[1], k1.shape[1])
-    out, lse = _call(q1, k1, q2, k2, v, packing, dist_threshold, softmax_scale, causal, window_size, softcap)
+    seqlen_q, seqlen_k, head_dim = check_dense_operands(q1, k1, v, _NAMES)
+    scale = scale_or_default(softmax_scale, head_dim)
+    packing = (None, None, seqlen_q, seqlen_k)
+    out, lse = _call(q1, k1, q2, k2, v, packing, dist_threshold, scale, causal, window_size, softcap)
     return (out, lse) if return_lse else out
 
 
@@ -124,10 +125,10 @@ def piecewise_attn_varlen_func(
     Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
     """
     refuse_unsupported(0.0, None, sinks)
-    check_attention_operands(q1, k1, v, 3, _NAMES)
+    scale = scale_or_default(softmax_scale, check_packed_operands(q1, k1, v, _NAMES))
     check_packing(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q1)
     packing = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    out, lse = _call(q1, k1, q2, k2, v, packing, dist_threshold, softmax_scale, causal, window_size, softcap)
+    out, lse = _call(q1, k1, q2, k2, v, packing, dist_threshold, scale, causal, window_size, softcap)
     return (out, lse) if return_lse else out
 
 
@@ -139,7 +140,7 @@ def _call(
     v: Tensor,
     packing: tuple[Any, Any, int, int],
     dist_threshold: int,
-    softmax_scale: float | None,
+    scale: float,
     causal: bool,
     window_size: tuple[int, int],
     softcap: float,
@@ -147,13 +148,8 @@ def _call(
     check_same_as(q2, "q2", q1, "q1")
     check_same_as(k2, "k2", k1, "k1")
     check_integer(dist_threshold, "dist_threshold")
+    check_softcap(softcap)
     left, right = window_bounds(window_size, causal)
-    scale = scale_or_default(softmax_scale, q1.shape[-1])
-    if softcap != 0.0:
-        check_softcap(softcap)
-    dtype = autocast_dtype(q1)
-    if dtype is not None:
-        q1, k1, q2, k2, v = q1.to(dtype), k1.to(dtype), q2.to(dtype), k2.to(dtype), v.to(dtype)
-    q1, k1, q2, k2, v = (rows_contiguous(operand) for operand in (q1, k1, q2, k2, v))
-    out, lse = piecewise_op(q1, k1, q2, k2, v, *packing, dist_threshold, scale, left, right, softcap)
+    operands = prepared(q1, k1, q2, k2, v)
+    out, lse = piecewise_op(*operands, *packing, dist_threshold, scale, left, right, softcap)
     return out, lse
