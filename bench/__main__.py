@@ -1,4 +1,4 @@
-"""Measures: `python -m bench [module ...] [-k expression]`, then prints the report and writes bench/results/<machine>/."""
+"""`python -m bench [module ...] [-k expression]` measures, writes bench/results/<machine>/ and prints the report."""
 
 from __future__ import annotations
 

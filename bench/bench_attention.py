@@ -13,7 +13,7 @@ from torch import Tensor
 import flagattn
 from bench.cases import ATTENTION_GRID, DTYPES, ONE_HEAD, SHORT_SEQUENCES, TOLERANCE, AttentionShape
 from bench.roofline import sgemm_probe
-from bench.timing import Case, Peer, agree, race, rotation_count
+from bench.timing import Case, Peer, agree, race, sets_for
 
 Operands = tuple[Tensor, Tensor, Tensor]
 Thunk = Callable[[], Any]
@@ -27,8 +27,8 @@ def operands(shape: AttentionShape) -> Operands:
     return q, k, v
 
 
-def many_operands(shape: AttentionShape, *, backward: bool = False) -> list[Operands]:
-    return [operands(shape) for _ in range(rotation_count(shape.bytes(backward=backward)))]
+def many_operands(benchmark: Any, shape: AttentionShape, *, backward: bool = False) -> list[Operands]:
+    return [operands(shape) for _ in range(sets_for(benchmark, shape.bytes(backward=backward)))]
 
 
 def heads_first(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -73,7 +73,7 @@ def heads_last(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def race_forward(benchmark: Any, suite: str, shape: AttentionShape) -> None:
-    sets = many_operands(shape)
+    sets = many_operands(benchmark, shape)
     theirs = forward_thunks(
         lambda s, *qkv: torch_sdpa(s, *qkv).transpose(1, 2), shape, [heads_first(qkv) for qkv in sets]
     )
@@ -84,7 +84,7 @@ def race_forward(benchmark: Any, suite: str, shape: AttentionShape) -> None:
 
 
 def race_backward(benchmark: Any, suite: str, shape: AttentionShape) -> None:
-    sets = many_operands(shape, backward=True)
+    sets = many_operands(benchmark, shape, backward=True)
     douts = [torch.randn_like(q) for q, _, _ in sets]
     theirs = backward_thunks(
         torch_sdpa, shape, [heads_first(qkv) for qkv in sets], heads_first(douts), finish=heads_last
@@ -134,7 +134,7 @@ def on_one_thread(thunk: Thunk) -> Thunk:
 @pytest.mark.parametrize("shape", ONE_HEAD, ids=lambda shape: shape.name)
 def bench_one_head_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     shape = sized(shape)
-    sets = many_operands(shape)
+    sets = many_operands(benchmark, shape)
     case = Case("one head forward", shape.class_name, shape.label, shape.flops(), shape.bytes())
     with torch.no_grad():
         thunks = forward_thunks(ours, shape, sets)
@@ -144,7 +144,7 @@ def bench_one_head_forward(benchmark: Any, sized: Any, shape: AttentionShape) ->
 @pytest.mark.parametrize("shape", ONE_HEAD, ids=lambda shape: shape.name)
 def bench_one_head_backward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     shape = sized(shape)
-    sets = many_operands(shape, backward=True)
+    sets = many_operands(benchmark, shape, backward=True)
     douts = [torch.randn_like(q) for q, _, _ in sets]
     case = Case(
         "one head backward", shape.class_name, shape.label, shape.flops(backward=True), shape.bytes(backward=True)

@@ -1,4 +1,4 @@
-"""What this machine can do: copy bandwidth, matrix product rate, multiply-add peak. Every other number is seen against it."""
+"""What this machine can do: copy bandwidth, matrix product rate, multiply-add peak. The others are seen against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Piecewise attention against our plain attention, whose arithmetic it should equal, and against two merged plain calls."""
+"""Piecewise attention against our plain attention, whose arithmetic it should equal, and against two calls merged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import flagattn
 from bench.bench_attention import Thunk
 from bench.cases import DTYPES, PIECEWISE, TOLERANCE, AttentionShape
 from bench.roofline import sgemm_probe
-from bench.timing import Case, Peer, agree, race, rotation_count
+from bench.timing import Case, Peer, agree, race, sets_for
 
 
 def operands(shape: AttentionShape) -> list[Tensor]:
@@ -55,7 +55,7 @@ def backward(attention: Any, shape: AttentionShape, tensors: Sequence[Tensor], d
 @pytest.mark.parametrize("shape", PIECEWISE, ids=lambda shape: shape.name)
 def bench_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     shape = sized(shape)
-    sets = [operands(shape) for _ in range(rotation_count(1.5 * shape.bytes()))]
+    sets = [operands(shape) for _ in range(sets_for(benchmark, 1.5 * shape.bytes()))]
     with torch.no_grad():
         thunks = {
             attention: [lambda tensors=tensors, f=attention: f(shape, *tensors) for tensors in sets]
@@ -73,7 +73,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
 @pytest.mark.parametrize("shape", PIECEWISE, ids=lambda shape: shape.name)
 def bench_backward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     shape = sized(shape)
-    sets = [operands(shape) for _ in range(rotation_count(1.5 * shape.bytes(backward=True)))]
+    sets = [operands(shape) for _ in range(sets_for(benchmark, 1.5 * shape.bytes(backward=True)))]
     douts = [torch.randn_like(tensors[0]) for tensors in sets]
 
     def thunks(attention: Any) -> list[Thunk]:

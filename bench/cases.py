@@ -1,4 +1,4 @@
-"""Every shape the benches measure: batch, heads, lengths, dtypes. With --benchmark-disable each is shrunk and run once."""
+"""Every shape the benches measure. Where nothing is measured each case is shrunk and run once."""
 
 from __future__ import annotations
 

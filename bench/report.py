@@ -1,7 +1,7 @@
 """Tables and charts from the committed result files.
 
-`python -m bench.report` prints every row and every bar; `--update-docs` also draws the charts and rewrites the generated
-blocks of README and docs; `--machine NAME` picks another machine's results.
+`python -m bench.report` prints every row and every bar; `--update-docs` also draws the charts and rewrites the
+generated blocks of README and docs; `--machine NAME` picks another machine's results.
 """
 
 from __future__ import annotations

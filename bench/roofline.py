@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import subprocess
@@ -67,13 +68,14 @@ def elementwise_bytes(elements: int, itemsize: int, reads: int, writes: int) -> 
 
 
 def roofline_seconds(flops: float, moved: float, flops_per_second: float, bytes_per_second: float) -> float:
-    """The least time the work can take: at the machine's arithmetic rate or at its copy bandwidth, whichever is longer."""
+    """The least time the work can take: at the machine's arithmetic rate or its copy bandwidth, whichever is longer."""
     return max(flops / flops_per_second if flops else 0.0, moved / bytes_per_second if moved else 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- probes
 
 
+@functools.cache
 def sgemm_probe() -> Peer:
     """torch.mm of two 1024 x 1024 fp32 matrices, run between our rounds."""
 
@@ -84,6 +86,7 @@ def sgemm_probe() -> Peer:
     return Peer([one() for _ in range(2)], flops=SGEMM_FLOPS)  # type: ignore[misc]
 
 
+@functools.cache
 def copy_probe(moved: float) -> Peer:
     """`copy_` between fp32 buffers that reads and writes `moved` bytes together, run between our rounds."""
     elements = max(1, int(moved // 8))

@@ -55,6 +55,11 @@ def rotation_count(bytes_per_call: float, rounds: int = MAX_ROUNDS) -> int:
     return max(2, min(rounds, 16, math.ceil(2 * last_level_cache_bytes() / max(1.0, bytes_per_call))))
 
 
+def sets_for(benchmark: Any, bytes_per_call: float) -> int:
+    """How many sets of buffers a bench makes: one where nothing is measured."""
+    return rotation_count(bytes_per_call) if benchmark.enabled else 1
+
+
 def rounds_for(seconds_per_round: float, budget: float = SECONDS_PER_CASE) -> int:
     """An odd number of rounds that fits the budget, so that the median is a value that was measured."""
     rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / max(seconds_per_round, 1e-9))))
@@ -107,6 +112,8 @@ def race(
     budget: float = SECONDS_PER_CASE,
 ) -> Any:
     """Measures `ours` with pytest-benchmark and the peers between its rounds; checks results; fills `extra_info`."""
+    if not benchmark.enabled:  # only results count then
+        peers = {name: peer for name, peer in peers.items() if not (peer.flops or peer.bytes)}
     alternation = _Alternation(peers, ours)
     rounds = rounds_for(alternation.warm_up(), budget) if benchmark.enabled else 1
     benchmark.group = f"{case.suite} {case.group}"

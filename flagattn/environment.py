@@ -1,0 +1,44 @@
+"""Every environment variable the project reads: the one list that README's table is made from and tests compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EnvironmentVariable:
+    """`read_at` says when it counts: "import", "first call" or "build"."""
+
+    name: str
+    read_at: str
+    values: str
+    default: str
+    meaning: str
+
+
+ENVIRONMENT = (
+    EnvironmentVariable(
+        "FLAGATTN_CPU_LEVEL",
+        "first call",
+        "scalar, avx2, avx512",
+        "the best the host has",
+        "Instruction set of the CPU kernels. A level the host lacks is not used; `python -m flagattn` says so.",
+    ),
+    EnvironmentVariable(
+        "FLAGATTN_CUDA",
+        "build",
+        "AUTO, ON, OFF",
+        "AUTO",
+        "Whether the CUDA library is built. AUTO builds it where nvcc is found; no GPU is needed.",
+    ),
+    EnvironmentVariable(
+        "FLAGATTN_CUDA_ARCHS",
+        "build",
+        "CMake's notation, such as 80-real",
+        "every arch that has kernels",
+        "CUDA architectures to build for.",
+    ),
+    EnvironmentVariable("MAX_JOBS", "build", "a number", "the number of cores", "Compile jobs at once."),
+    EnvironmentVariable("CMAKE_ARGS", "build", "CMake arguments", "none", "Passed on to CMake."),
+    EnvironmentVariable("CXX", "build", "a C++ compiler", "c++", "The compiler."),
+)
