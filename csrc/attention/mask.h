@@ -42,6 +42,23 @@ struct MaskShape {
   FLAGATTN_HOST_DEVICE constexpr KeyRange keys_of_every_row(int64_t first, int64_t last) const {
     return {keys_of_row(last).begin, keys_of_row(first).end};
   }
+
+  // The same for single elements: row i sees key j iff j - i lies in [begin, end). Open sides lie beyond every element, so
+  // that both ends fit into 32 bits where the lengths do.
+  FLAGATTN_HOST_DEVICE constexpr KeyRange diagonals() const {
+    const int64_t aligned = seqlen_k - seqlen_q;
+    const bool open_left = mask.window_left == MaskParams::kUnbounded || mask.window_left >= seqlen_k;
+    const bool open_right = mask.window_right == MaskParams::kUnbounded || mask.window_right >= seqlen_q;
+    return {open_left ? -seqlen_q : aligned - mask.window_left, open_right ? seqlen_k : aligned + mask.window_right + 1};
+  }
+
+  // Piecewise attention: row `row` scores keys [0, far_end) with (q2, k2) and the others with (q, k). Grows with the row.
+  FLAGATTN_HOST_DEVICE constexpr int64_t far_end(int64_t row, int64_t dist_threshold) const {
+    const int64_t aligned = row + seqlen_k - seqlen_q;
+    if (dist_threshold > aligned) return 0;
+    if (dist_threshold <= aligned - (seqlen_k - 1)) return seqlen_k;
+    return aligned - dist_threshold + 1;
+  }
 };
 
 }  // namespace flagattn

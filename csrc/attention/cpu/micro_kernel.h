@@ -20,9 +20,7 @@ inline constexpr int kPanel = kNV * F32::kLanes;
 
 template <int MR, int NV>
 FLAGATTN_INLINE void clear(F32 (&c)[MR][NV]) {
-  FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) {
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[r][v] = F32::zero();
-  }
+  FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) { FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[r][v] = F32::zero(); }
 }
 
 template <int MR, int NV>

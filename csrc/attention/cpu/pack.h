@@ -14,8 +14,8 @@ namespace flagattn::FLAGATTN_ISA {
 
 inline constexpr int kStrip = 8;
 
-// Distance between two strips of `rows` rows: 64 bytes more than they take, since strips that start at the same offset of
-// a 4 KiB page would evict one another from L1.
+// Distance between two strips of `rows` rows: 64 bytes more than they take, since strips that start at the same offset
+// of a 4 KiB page would evict one another from L1.
 constexpr int64_t strip_stride(int64_t rows) { return rows * kStrip + 16; }
 
 // n rows of `dim` (a multiple of 8) elements, `stride` apart; rows [n, padded) become zero.
@@ -50,8 +50,8 @@ inline void pack_strips(const T* src, int64_t stride, int64_t n, int64_t dim, fl
   }
 }
 
-// rows[c] points at the `dim` elements of column c, or is null: that column becomes zero. Every element is multiplied by
-// `factor`.
+// rows[c] points at the `dim` elements of column c, or is null: that column becomes zero. Every element is multiplied
+// by `factor`.
 template <typename T>
 inline void pack_columns(const T* const* rows, int64_t dim, float factor, float* dst) {
   constexpr int kLanes = F32::kLanes;
@@ -62,8 +62,8 @@ inline void pack_columns(const T* const* rows, int64_t dim, float factor, float*
       F32 block[kLanes];
       FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
         const T* from = rows[column + i];
-        block[i] = from == nullptr ? F32::zero()
-                                   : (n == kLanes ? F32::load(from + d) : F32::load_n(from + d, n)) * scale;
+        block[i] =
+            from == nullptr ? F32::zero() : (n == kLanes ? F32::load(from + d) : F32::load_n(from + d, n)) * scale;
       }
       transpose(block);
       for (int i = 0; i < n; ++i) block[i].store(dst + (d + i) * kPanel + column);

@@ -1,0 +1,42 @@
+// Picks the ISA level. What no level can do is refused here.
+#include "attention/cpu/attention.h"
+
+#include "arch/cpu_level.h"
+#include "attention/cpu/isa.h"
+
+namespace flagattn::cpu {
+namespace {
+
+// Keys are numbered in int32 lanes where masks are applied.
+constexpr int64_t kMostKeys = int64_t{1} << 30;
+
+Status check_sizes(const AttentionParams& params) {
+  if (params.seqlen_k > kMostKeys) {
+    return Status::error("k has " + std::to_string(params.seqlen_k) +
+                         " keys per sequence; the CPU kernels take at most " + std::to_string(kMostKeys) + ".");
+  }
+  return Status::success();
+}
+
+}  // namespace
+
+Status run_attention_forward(const AttentionParams& params, const ParallelFor& parallel) {
+  if (Status status = check_sizes(params); !status.ok()) return status;
+  switch (cpu_level().level) {
+#if defined(FLAGATTN_HAS_AVX512)
+    case CpuLevel::kAvx512:
+      avx512::attention_forward(params, parallel);
+      break;
+#endif
+#if defined(FLAGATTN_HAS_AVX2)
+    case CpuLevel::kAvx2:
+      avx2::attention_forward(params, parallel);
+      break;
+#endif
+    default:
+      scalar::attention_forward(params, parallel);
+  }
+  return Status::success();
+}
+
+}  // namespace flagattn::cpu

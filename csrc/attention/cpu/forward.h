@@ -1,0 +1,223 @@
+// One work item of the attention forward: some columns (query rows of one group's heads) against all the keys they see.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/cpu/forward_scratch.h"
+#include "attention/cpu/outputs.h"
+#include "attention/cpu/pack.h"
+#include "attention/cpu/panel_mask.h"
+#include "attention/cpu/scores.h"
+#include "attention/cpu/softmax.h"
+#include "attention/mask.h"
+#include "attention/params.h"
+#include "attention/schedule.h"
+
+namespace flagattn::FLAGATTN_ISA {
+
+class ForwardWorker {
+ public:
+  ForwardWorker(const AttentionParams& params, const ForwardSchedule& schedule, const ForwardScratch& scratch)
+      : params_(params), schedule_(schedule), scratch_(scratch), group_(params.heads_q / params.heads_k) {
+    // exponent = factor_ * s(score), base 2, where the sign of the scale goes into the queries: factor_ stays positive,
+    // so that the largest score has the largest exponent.
+    constexpr float kLog2E = 1.44269504089f;
+    const float scale = params.softmax_scale;
+    query_factor_ = scale > 0.0f ? 1.0f : scale < 0.0f ? -1.0f : 0.0f;
+    const float magnitude = scale == 0.0f ? 1.0f : scale * query_factor_;
+    softcap_factor_ = params.softcap > 0.0f ? magnitude / params.softcap : 0.0f;
+    factor_ = (params.softcap > 0.0f ? params.softcap : magnitude) * kLog2E;
+  }
+
+  void run(int64_t index) {
+    item_ = schedule_.item(index);
+    sequence_ = sequence_of(params_, item_.sequence);
+    const int64_t columns = sequence_.seqlen_q * group_ - item_.first_column;
+    if (columns <= 0) return;
+    num_columns_ = columns < schedule_.config.columns_per_item ? columns : schedule_.config.columns_per_item;
+    num_panels_ = (num_columns_ + kPanel - 1) / kPanel;
+
+    KeyRange keys = start_panels();
+    for (int64_t first = keys.begin / kCpuKeyTile * kCpuKeyTile; first < keys.end; first += kCpuKeyTile) {
+      const int64_t rest = sequence_.seqlen_k - first;
+      run_tile(static_cast<int32_t>(first), static_cast<int32_t>(rest < kCpuKeyTile ? rest : kCpuKeyTile));
+    }
+    for (int64_t panel = 0; panel < num_panels_; ++panel) finish_panel(panel);
+  }
+
+ private:
+  // Columns of a panel ------------------------------------------------------------------------------------------------
+
+  struct Column {
+    int64_t row;   // of the sequence
+    int64_t head;  // of q
+  };
+  Column column(int64_t panel, int c) const {
+    const int64_t number = item_.first_column + panel * kPanel + c;
+    return {number / group_, item_.head_k * group_ + number % group_};
+  }
+  int columns_of(int64_t panel) const {
+    const int64_t rest = num_columns_ - panel * kPanel;
+    return static_cast<int>(rest < kPanel ? rest : kPanel);
+  }
+
+  template <typename T>
+  T* row_of(const HeadsView& view, const Column& column) const {
+    return static_cast<T*>(view.data) + sequence_.batch * view.batch_stride +
+           (sequence_.first_q + column.row) * view.row_stride + column.head * view.head_stride;
+  }
+
+  int64_t query_size() const { return params_.head_dim * kPanel; }
+  int64_t output_size() const { return params_.head_dim_v * kPanel; }
+  void clear_panel(float* outputs) const {
+    for (int64_t i = 0; i < output_size(); i += F32::kLanes) F32::zero().store(outputs + i);
+  }
+
+  template <typename T>
+  void pack_queries(const HeadsView& view, int64_t panel, float* dst) const {
+    const T* rows[kPanel] = {};
+    for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<const T>(view, column(panel, c));
+    pack_columns(rows, params_.head_dim, query_factor_, dst);
+  }
+
+  // Packs all panels; returns the keys that any column sees.
+  KeyRange start_panels() {
+    const MaskShape shape{sequence_.seqlen_q, sequence_.seqlen_k, params_.mask};
+    for (int64_t panel = 0; panel < num_panels_; ++panel) {
+      dispatch(params_.dtype, [&]<typename T>(T) {
+        pack_queries<T>(params_.q, panel, scratch_.queries + panel * query_size());
+        if (params_.is_piecewise()) pack_queries<T>(params_.q2, panel, scratch_.far_queries + panel * query_size());
+      });
+      PanelMask& mask = scratch_.masks[panel];
+      const int last = columns_of(panel) - 1;
+      for (int c = 0; c < kPanel; ++c) {
+        // Columns that pad the panel repeat the last one's mask: they add no edge.
+        const int64_t row = column(panel, c < last ? c : last).row;
+        const KeyRange keys = shape.keys_of_row(row);
+        mask.begin[c] = static_cast<int32_t>(keys.begin);
+        mask.end[c] = static_cast<int32_t>(keys.end);
+        mask.far_end[c] = params_.is_piecewise() ? static_cast<int32_t>(shape.far_end(row, params_.dist_threshold)) : 0;
+      }
+      reset(scratch_.statistics[panel]);
+      clear_panel(scratch_.outputs + panel * output_size());
+    }
+    return {scratch_.masks[0].begin[0], scratch_.masks[num_panels_ - 1].end[kPanel - 1]};
+  }
+
+  // One key tile ------------------------------------------------------------------------------------------------------
+
+  template <typename T>
+  const T* key_row(const HeadsView& view, int32_t key) const {
+    return static_cast<const T*>(view.data) + sequence_.batch * view.batch_stride +
+           (sequence_.first_k + key) * view.row_stride + item_.head_k * view.head_stride;
+  }
+
+  // Keys are read where they lie if they are fp32 and fill whole strips.
+  ScoreOperands tile_keys(const HeadsView& view, int32_t first, int32_t num_keys, float* packed) const {
+    if (params_.dtype == DType::kFloat32 && num_keys % kMR == 0)
+      return {key_row<float>(view, first), view.row_stride, nullptr};
+    dispatch(params_.dtype, [&]<typename T>(T) {
+      pack_rows(key_row<T>(view, first), view.row_stride, num_keys, strip_ceil(num_keys), params_.head_dim, packed,
+                params_.head_dim);
+    });
+    return {packed, params_.head_dim, nullptr};
+  }
+
+  void run_tile(int32_t first, int32_t num_keys) {
+    ScoreContext context{};
+    context.head_dim = params_.head_dim;
+    context.first_key = first;
+    context.num_keys = num_keys;
+    context.piecewise = params_.is_piecewise();
+    context.softcap_factor = softcap_factor_;
+    // The border moves on with the columns: the last panel needs most far keys, the first one most near keys.
+    const bool any_far = context.piecewise && scratch_.masks[num_panels_ - 1].far_end[kPanel - 1] > first;
+    const bool any_near = !context.piecewise || scratch_.masks[0].far_end[0] < first + num_keys;
+    if (any_near) context.near = tile_keys(params_.k, first, num_keys, scratch_.keys);
+    if (any_far) context.far = tile_keys(params_.k2, first, num_keys, scratch_.far_keys);
+    dispatch(params_.dtype, [&]<typename T>(T) {
+      pack_strips(key_row<T>(params_.v, first), params_.v.row_stride, num_keys, params_.head_dim_v, scratch_.values,
+                  strip_stride(kCpuKeyTile));
+    });
+    for (int64_t panel = 0; panel < num_panels_; ++panel) run_panel(context, panel);
+  }
+
+  void run_panel(ScoreContext& context, int64_t panel) {
+    const PanelMask& mask = scratch_.masks[panel];
+    Run runs[kMostRuns];
+    const int num_runs = cut_into_runs(mask, context.first_key, context.num_keys, runs);
+    if (num_runs == 0) return;
+    context.near.queries = scratch_.queries + panel * query_size();
+    context.far.queries = scratch_.far_queries + panel * query_size();
+    PanelStatistics& statistics = scratch_.statistics[panel];
+    const F32 factor = F32::set1(factor_);
+
+    F32 largest[kNV], rescale[kNV], partial[2][kNV];
+    for (F32& most : largest) most = F32::set1(-std::numeric_limits<float>::infinity());
+    clear(partial);
+    for (int i = 0; i < num_runs; ++i) {
+      with_vectors(runs[i], [&]<int NV>() { score_run<NV>(context, mask, runs[i], scratch_.scores, largest); });
+    }
+    raise_maximum(statistics, largest, factor, rescale);
+    for (int i = 0; i < num_runs; ++i) {
+      with_vectors(runs[i], [&]<int NV>() { weigh_run<NV>(statistics, runs[i], factor, scratch_.scores, partial); });
+    }
+    add_to_sum(statistics, partial);
+
+    const ValueTile values{scratch_.values, strip_stride(kCpuKeyTile), context.num_keys, params_.head_dim_v};
+    float* outputs = scratch_.outputs + panel * output_size();
+    if (num_runs == 1) {
+      with_vectors(runs[0], [&]<int NV>() { add_whole_tile<NV>(values, runs[0], scratch_.scores, rescale, outputs); });
+      return;
+    }
+    clear_panel(scratch_.sums);
+    for (int i = 0; i < num_runs; ++i) {
+      with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values, runs[i], scratch_.scores, scratch_.sums); });
+    }
+    join_runs(scratch_.sums, params_.head_dim_v, rescale, outputs);
+  }
+
+  template <typename Body>
+  static FLAGATTN_INLINE void with_vectors(const Run& run, Body&& body) {
+    static_assert(kNV == 3);
+    switch (run.num_vectors) {
+      case 3:
+        return body.template operator()<3>();
+      case 2:
+        return body.template operator()<2>();
+      default:
+        return body.template operator()<1>();
+    }
+  }
+
+  // Results -----------------------------------------------------------------------------------------------------------
+
+  void finish_panel(int64_t panel) const {
+    const PanelStatistics& statistics = scratch_.statistics[panel];
+    alignas(64) float normalisers[kPanel];
+    for (int c = 0; c < kPanel; ++c) normalisers[c] = normaliser(statistics, c);
+    dispatch(params_.dtype, [&]<typename T>(T) {
+      T* rows[kPanel] = {};
+      for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<T>(params_.out, column(panel, c));
+      unpack_columns(scratch_.outputs + panel * output_size(), params_.head_dim_v, normalisers, rows);
+    });
+    for (int c = 0; c < columns_of(panel); ++c) {
+      const Column at = column(panel, c);
+      params_.lse.data[sequence_.batch * params_.lse.batch_stride + at.head * params_.lse.head_stride +
+                       sequence_.first_q + at.row] = log_sum_exp(statistics, c);
+    }
+  }
+
+  const AttentionParams& params_;
+  const ForwardSchedule& schedule_;
+  const ForwardScratch scratch_;
+  const int64_t group_;
+  float query_factor_, softcap_factor_, factor_;
+
+  ForwardItem item_;
+  Sequence sequence_;
+  int64_t num_columns_;
+  int64_t num_panels_;
+};
+
+}  // namespace flagattn::FLAGATTN_ISA

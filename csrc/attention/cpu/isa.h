@@ -1,0 +1,19 @@
+// What the ISA levels offer; attention.cpp picks one. Each is compiled from the *_isa.cpp files.
+#pragma once
+
+#include "arch/parallel.h"
+#include "attention/params.h"
+
+namespace flagattn {
+
+namespace scalar {
+void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
+}
+namespace avx2 {
+void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
+}
+namespace avx512 {
+void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
+}
+
+}  // namespace flagattn

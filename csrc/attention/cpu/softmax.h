@@ -1,0 +1,90 @@
+// The online softmax of one panel, its rows in the lanes: no sum or maximum crosses a vector.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "arch/simd.h"
+#include "attention/cpu/micro_kernel.h"
+#include "attention/cpu/panel_mask.h"
+
+namespace flagattn::FLAGATTN_ISA {
+
+// Below every finite exponent and finite itself, so that the difference from -inf is -inf and from itself 0.
+inline constexpr float kNoMaximum = -1e38f;
+
+// Running statistics in base 2: weights are 2^(factor * score - maximum).
+struct PanelStatistics {
+  alignas(64) float maximum[kPanel];
+  alignas(64) float sum[kPanel];
+};
+
+FLAGATTN_INLINE void reset(PanelStatistics& statistics) {
+  for (int column = 0; column < kPanel; ++column) {
+    statistics.maximum[column] = kNoMaximum;
+    statistics.sum[column] = 0.0f;
+  }
+}
+
+// Takes in the largest scores of a tile; rescale[v] is what earlier weights must be multiplied by.
+FLAGATTN_INLINE void raise_maximum(PanelStatistics& statistics, const F32 (&largest)[kNV], F32 factor,
+                                   F32 (&rescale)[kNV]) {
+  FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {
+    const F32 before = F32::load(statistics.maximum + first_column(v));
+    const F32 after = max(before, largest[v] * factor);
+    rescale[v] = exp2(before - after);
+    after.store(statistics.maximum + first_column(v));
+    (F32::load(statistics.sum + first_column(v)) * rescale[v]).store(statistics.sum + first_column(v));
+  }
+}
+
+// Scores of a run become weights. partial[parity][v] adds them up, even and odd keys apart: a sum's grouping must not
+// depend on how the tile was cut into runs.
+template <int NV>
+inline void weigh_run(const PanelStatistics& statistics, const Run& run, F32 factor, float* scores,
+                      F32 (&partial)[2][kNV]) {
+  const int column = run.first_vector * F32::kLanes;
+  F32 maximum[NV], even[NV], odd[NV];
+  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+    maximum[v] = F32::load(statistics.maximum + column + v * F32::kLanes);
+    even[v] = partial[0][run.first_vector + v];
+    odd[v] = partial[1][run.first_vector + v];
+  }
+  for (int32_t key = run.begin; key < run.end; key += 2) {
+    float* at = scores + key * kPanel + column;
+    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+      float* here = at + v * F32::kLanes;
+      const F32 weight = exp2(fms(F32::load(here), factor, maximum[v]));
+      weight.store(here);
+      even[v] = even[v] + weight;
+      const F32 next = exp2(fms(F32::load(here + kPanel), factor, maximum[v]));
+      next.store(here + kPanel);
+      odd[v] = odd[v] + next;
+    }
+  }
+  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+    partial[0][run.first_vector + v] = even[v];
+    partial[1][run.first_vector + v] = odd[v];
+  }
+}
+
+FLAGATTN_INLINE void add_to_sum(PanelStatistics& statistics, const F32 (&partial)[2][kNV]) {
+  FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {
+    float* sum = statistics.sum + first_column(v);
+    (F32::load(sum) + (partial[0][v] + partial[1][v])).store(sum);
+  }
+}
+
+// 1 / sum, 0 for rows that saw no key; and the natural logarithm of the sum of exponentials.
+FLAGATTN_INLINE float normaliser(const PanelStatistics& statistics, int column) {
+  const float sum = statistics.sum[column];
+  return sum == 0.0f ? 0.0f : 1.0f / sum;
+}
+FLAGATTN_INLINE float log_sum_exp(const PanelStatistics& statistics, int column) {
+  const float sum = statistics.sum[column];
+  if (sum == 0.0f) return -std::numeric_limits<float>::infinity();
+  return statistics.maximum[column] * 0.69314718056f + ::logf(sum);
+}
+
+}  // namespace flagattn::FLAGATTN_ISA
