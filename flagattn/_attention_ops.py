@@ -63,20 +63,17 @@ _attention_backward_op = without_double_backward(_ops.attention_backward.default
 _piecewise_backward_op = without_double_backward(_ops.piecewise_backward.default)
 
 
-def _save(ctx: Any, operands: tuple[Tensor, ...], rest: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cu_seqlens_q, cu_seqlens_k, *ctx.scalars = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
     # An output nobody uses has no gradient, and none is made up: the LSE's reaches the kernel only where it exists.
     ctx.set_materialize_grads(False)
-    cu_seqlens_q, cu_seqlens_k, *scalars = rest
-    ctx.save_for_backward(*operands, *output, cu_seqlens_q, cu_seqlens_k)
-    ctx.scalars = scalars
-
-
-def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _save(ctx, inputs[:3], inputs[3:], output)
 
 
 def _piecewise_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _save(ctx, inputs[:5], inputs[5:], output)
+    q1, k1, q2, k2, v, cu_seqlens_q, cu_seqlens_k, *ctx.scalars = inputs
+    ctx.save_for_backward(q1, k1, q2, k2, v, *output, cu_seqlens_q, cu_seqlens_k)
+    ctx.set_materialize_grads(False)
 
 
 def _output_gradients(dout: Tensor | None, dlse: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# torch._C's own names for what torch.library.register_autograd does inside; both exist since long before torch 2.11.
+# What torch.library.register_autograd and autograd.Function do inside; all of it is older than torch 2.11.
 _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad: Any = torch._C._any_requires_grad
+_are_transforms_active: Any = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 
@@ -37,10 +38,11 @@ def differentiable(
         (torch.autograd.Function,),
         {"forward": staticmethod(forward), "backward": staticmethod(backward)},
     )
-    apply = function.apply
+    # Function.apply looks at every argument for torch.func's wrappers; `call` asks once whether there can be any.
+    apply = super(torch.autograd.Function, function).apply
 
     def call(*args: Any) -> Any:
-        if _is_compiling():
+        if _is_compiling() or _are_transforms_active():
             return op(*args)
         if _is_grad_enabled() and _any_requires_grad(*args):
             return apply(*args)
