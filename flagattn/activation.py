@@ -21,8 +21,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     ``y = silu(gate) * up`` with ``silu(z) = z / (1 + exp(-z))``, computed in fp32 and rounded once.
 
     Args:
-        gate: (..., cols), float32, bfloat16 or float16, any strides; copied first if its last dimension is not contiguous.
-            The two halves of one projection need no copy.
+        gate: (..., cols), float32, bfloat16 or float16, any strides; copied first if its last dimension is not
+            contiguous. The two halves of one projection need no copy.
         up: like gate in shape and dtype. Under autocast the narrower of the two is widened to the other's dtype.
 
     Returns:

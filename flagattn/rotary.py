@@ -82,7 +82,7 @@ def _check_tables(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None)
         )
     if 2 * table[-1] > shape[-1]:
         raise ValueError(
-            f"cos has shape {tuple(table)}, but x has head_dim {shape[-1]}; cos may have half that in its last dimension"
+            f"cos has shape {tuple(table)}, but x has head_dim {shape[-1]}; cos has at most half of it"
         )
     if positions is not None:
         _check_positions(x, positions)
