@@ -5,7 +5,17 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "arch/status.h"
+
 namespace flagattn::host_exec {
+
+// Runs body(closure) once for every thread of every block; an error tells what a thread did wrong and where.
+struct LaunchShape {
+  int blocks;
+  int threads;
+  int shared_bytes;
+};
+Status launch(const LaunchShape& shape, void (*body)(const void* closure), const void* closure);
 
 // Position and memory of the running thread.
 int thread_index();

@@ -10,8 +10,6 @@
 
 #if FLAGATTN_ON_GPU
 #include <cuda_runtime_api.h>
-#else
-#include "host_exec/launch.h"
 #endif
 
 namespace flagattn::ptx {
@@ -46,7 +44,7 @@ Status launch(void (*kernel)(const Argument), int64_t blocks, int threads, Strea
     const Argument& argument;
   } call{kernel, argument};
   return host_exec::launch(
-      {blocks, threads, kSharedBytes},
+      {static_cast<int>(blocks), threads, kSharedBytes},
       [](const void* opaque) {
         const auto& self = *static_cast<const Call*>(opaque);
         self.kernel(self.argument);

@@ -17,7 +17,7 @@ FLAGATTN_DEVICE float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  const float y = std::exp2f(x);
+  const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;
 #endif
 }
@@ -40,7 +40,7 @@ FLAGATTN_DEVICE float log2_approx(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  return std::log2f(x);
+  return std::log2(x);
 #endif
 }
 

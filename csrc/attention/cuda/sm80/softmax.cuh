@@ -1,0 +1,151 @@
+// Scores on their way to weights: transform, mask (edge tiles only), online softmax.
+#pragma once
+
+#include <cmath>
+
+#include "arch/planted_fault.h"
+#include "arch/ptx/math.cuh"
+#include "arch/ptx/warp.cuh"
+#include "attention/cuda/sm80/traits.cuh"
+#include "attention/mask.h"
+
+namespace flagattn::sm80 {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+
+// How a product q . k becomes an exponent of two: exponent = exponent_scale * transform(q . k). A positive scale without soft
+// cap needs no transform: it is folded into the exponent's one multiply-add.
+struct ScoreScale {
+  float exponent_scale;
+  bool transforms;
+  float input_scale;
+  bool caps;
+
+  static ScoreScale of(float softmax_scale, float softcap) {
+    if (softcap > 0.0f) return {softcap * kLog2E, true, softmax_scale / softcap, true};
+    if (softmax_scale > 0.0f) return {softmax_scale * kLog2E, false, 1.0f, false};
+    return {kLog2E, true, softmax_scale, false};  // the running maximum is of transformed scores
+  }
+};
+
+// Applies body(score, row, key) to every element; row and key count from the thread's first.
+template <typename Traits, typename Body>
+FLAGATTN_DEVICE void for_each_score(typename Traits::Scores& scores, Body&& body) {
+  FLAGATTN_UNROLL_ALL
+  for (int i = 0; i < Traits::kRowTiles; ++i) {
+    FLAGATTN_UNROLL_ALL
+    for (int j = 0; j < Traits::kBlockN / 8; ++j) {
+      FLAGATTN_UNROLL_ALL
+      for (int e = 0; e < 4; ++e) body(scores[i][j][e], 16 * i + 8 * (e / 2), 8 * j + e % 2);
+    }
+  }
+}
+
+// The softmax's argument where it is not simply a multiple of q . k; tanh(x) = 1 - 2 / (e^2x + 1) stays within 2e-7.
+template <typename Traits>
+FLAGATTN_DEVICE void transform_scores(typename Traits::Scores& scores, const ScoreScale& scale) {
+  if (scale.caps) {
+    for_each_score<Traits>(scores, [&](float& score, int, int) {
+      const float e = ptx::exp2_approx(score * scale.input_scale * (2.0f * kLog2E));
+      score = 1.0f - 2.0f * ptx::reciprocal_approx(e + 1.0f);
+    });
+  } else {
+    for_each_score<Traits>(scores, [&](float& score, int, int) { score *= scale.input_scale; });
+  }
+}
+
+// Which elements of a tile are scores of visible keys, as 32-bit numbers: MaskShape::diagonals() and the number of keys.
+struct ElementMask {
+  int first_diagonal;
+  int end_diagonal;
+  int keys;
+
+  FLAGATTN_DEVICE explicit ElementMask(const MaskShape& shape)
+      : first_diagonal(static_cast<int>(shape.diagonals().begin)),
+        end_diagonal(static_cast<int>(shape.diagonals().end) + (planted(Fault::kWrongMaskEdge) ? 1 : 0)),
+        keys(static_cast<int>(shape.seqlen_k)) {}
+};
+
+// Sets the scores of keys that a row does not see to -inf. `first_row` is the warp's first row, `first_key` the tile's.
+template <typename Traits>
+FLAGATTN_DEVICE void mask_scores(typename Traits::Scores& scores, const ElementMask& mask, int first_row, int first_key,
+                                 int lane) {
+  // The thread's place comes off the bounds once, so that each element compares constants.
+  const int thread_row = first_row + lane / 4, thread_key = first_key + 2 * (lane % 4);
+  const int first_diagonal = mask.first_diagonal - thread_key + thread_row;
+  const int end_diagonal = mask.end_diagonal - thread_key + thread_row;
+  const int keys = mask.keys - thread_key;
+  for_each_score<Traits>(scores, [&](float& score, int row, int key) {
+    if (key - row < first_diagonal || key - row >= end_diagonal || key >= keys) score = -INFINITY;
+  });
+}
+
+// The running maximum and sum of this thread's rows. Sums are the thread's own until `finish`.
+template <typename Traits>
+struct OnlineSoftmax {
+  static constexpr int kRows = Traits::kRowsPerThread;
+  float maximum[kRows];  // of the (transformed) scores
+  float sum[kRows];      // of 2^(exponent_scale (score - maximum))
+
+  FLAGATTN_DEVICE OnlineSoftmax() {
+    FLAGATTN_UNROLL_ALL
+    for (int r = 0; r < kRows; ++r) {
+      maximum[r] = -INFINITY;
+      sum[r] = 0.0f;
+    }
+  }
+
+  // Turns scores into weights relative to the new maximum, and brings `output` and the sums to it.
+  FLAGATTN_DEVICE void update(typename Traits::Scores& scores, typename Traits::Output& output, float exponent_scale) {
+    FLAGATTN_UNROLL_ALL
+    for (int r = 0; r < kRows; ++r) {
+      const int i = r / 2, h = r % 2 * 2;
+      float highest = maximum[r];
+      FLAGATTN_UNROLL_ALL
+      for (int j = 0; j < Traits::kBlockN / 8; ++j) {
+        highest = std::fmax(highest, std::fmax(scores[i][j][h], scores[i][j][h + 1]));
+      }
+      highest = std::fmax(highest, ptx::shuffle_xor(highest, 1));
+      highest = std::fmax(highest, ptx::shuffle_xor(highest, 2));
+      // A row that has seen no key yet must not compute -inf - -inf.
+      const float offset = highest == -INFINITY ? 0.0f : highest * exponent_scale;
+      const float correction = ptx::exp2_approx(maximum[r] * exponent_scale - offset);
+      maximum[r] = highest;
+
+      float added = 0.0f;
+      FLAGATTN_UNROLL_ALL
+      for (int j = 0; j < Traits::kBlockN / 8; ++j) {
+        FLAGATTN_UNROLL_ALL
+        for (int e = h; e < h + 2; ++e) {
+          scores[i][j][e] = ptx::exp2_approx(std::fma(scores[i][j][e], exponent_scale, -offset));
+          added += scores[i][j][e];
+        }
+      }
+      sum[r] = std::fma(sum[r], correction, added);
+      if constexpr (!planted(Fault::kMissingRescale)) {
+        FLAGATTN_UNROLL_ALL
+        for (int j = 0; j < Traits::kHeadDim / 8; ++j) {
+          output[i][j][h] *= correction;
+          output[i][j][h + 1] *= correction;
+        }
+      }
+    }
+  }
+
+  // Completes the sums over the four lanes that share a row.
+  FLAGATTN_DEVICE void finish() {
+    FLAGATTN_UNROLL_ALL
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] += ptx::shuffle_xor(sum[r], 1);
+      sum[r] += ptx::shuffle_xor(sum[r], 2);
+    }
+  }
+
+  // log of the sum of exp(score) over the row's keys; -inf if there is none.
+  FLAGATTN_DEVICE float log_sum_exp(int r, float exponent_scale) const {
+    return sum[r] == 0.0f ? -INFINITY : (maximum[r] * exponent_scale + ptx::log2_approx(sum[r])) * kLn2;
+  }
+};
+
+}  // namespace flagattn::sm80
