@@ -87,7 +87,8 @@ class CMakeBuild(build_ext):
         }
         if "FLAGATTN_CUDA_ARCHS" in os.environ:
             settings["FLAGATTN_CUDA_ARCHS"] = os.environ["FLAGATTN_CUDA_ARCHS"]
-        definitions = [f"-D{name}={value}" for name, value in settings.items()]
+        # -U: an override of an earlier build must not outlive it in CMake's cache.
+        definitions = ["-UFLAGATTN_CUDA_ARCHS", *(f"-D{name}={value}" for name, value in settings.items())]
         extra = shlex.split(os.environ.get("CMAKE_ARGS", ""))
         self.run_step([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *definitions, *extra])
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))

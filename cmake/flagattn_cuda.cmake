@@ -61,15 +61,29 @@ if(NOT cuda_reason)
   endforeach()
   get_property(instances GLOBAL PROPERTY flagattn_instances)
 
-  # ptxas's -v lines are kept beside each object file (<object>.ptxas) for tests/build/test_ptxas.py.
-  add_library(flagattn_cuda OBJECT ${cuda_sources} ${instances})
-  target_link_libraries(flagattn_cuda PRIVATE flagattn_flags)
-  target_compile_options(flagattn_cuda PRIVATE --expt-relaxed-constexpr -Xptxas -v -Xfatbin -compress-all
-    -Xcompiler=-Wall -Werror all-warnings)
-  set_target_properties(flagattn_cuda PROPERTIES RULE_LAUNCH_COMPILE
-    "${CMAKE_CURRENT_SOURCE_DIR}/cmake/keep_ptxas_log.sh <OBJECT>")
+  # Kernels of an sm90a folder use instructions that exist on that architecture only. ptxas's -v lines are kept beside each
+  # object file (<object>.ptxas); the register table is compared with them.
+  set(sm80_sources ${cuda_sources} ${instances})
+  set(sm90a_sources ${sm80_sources})
+  list(FILTER sm80_sources EXCLUDE REGEX "/sm90a/")
+  list(FILTER sm90a_sources INCLUDE REGEX "/sm90a/")
+  set(cuda_objects "")
+  foreach(family IN ITEMS sm80 sm90a)
+    if(${family}_sources)
+      add_library(flagattn_${family} OBJECT ${${family}_sources})
+      target_link_libraries(flagattn_${family} PRIVATE flagattn_flags)
+      target_compile_options(flagattn_${family} PRIVATE --expt-relaxed-constexpr -Xptxas -v -Xfatbin -compress-all
+        -Xcompiler=-Wall -Werror all-warnings)
+      set_target_properties(flagattn_${family} PROPERTIES RULE_LAUNCH_COMPILE
+        "${CMAKE_CURRENT_SOURCE_DIR}/cmake/keep_ptxas_log.sh <OBJECT>")
+      list(APPEND cuda_objects $<TARGET_OBJECTS:flagattn_${family}>)
+    endif()
+  endforeach()
+  if(sm90a_sources)
+    set_target_properties(flagattn_sm90a PROPERTIES CUDA_ARCHITECTURES 90a-real)
+  endif()
 
-  flagattn_add_module(_C_cuda ${torch_cuda_sources} $<TARGET_OBJECTS:flagattn_cuda>)
+  flagattn_add_module(_C_cuda ${torch_cuda_sources} ${cuda_objects})
   target_link_libraries(_C_cuda PRIVATE CUDA::cudart_static)
 endif()
 
