@@ -1,0 +1,182 @@
+// Runs the parts of the attention backward on the caller's threads and sums their shares of dK and dV in index order.
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "arch/cpu_level.h"
+#include "attention/cpu/attention.h"
+#include "attention/cpu/backward_kernels.h"
+#include "attention/cpu/scratch.h"
+
+namespace flagattn::cpu {
+namespace {
+
+const BackwardKernels& kernels_of(CpuLevel level) {
+  switch (level) {
+#if defined(FLAGATTN_HAS_AVX512)
+    case CpuLevel::kAvx512:
+      return avx512::backward_kernels;
+#endif
+#if defined(FLAGATTN_HAS_AVX2)
+    case CpuLevel::kAvx2:
+      return avx2::backward_kernels;
+#endif
+    default:
+      return scalar::backward_kernels;
+  }
+}
+
+// Memory of one KeyGradients, for the longest sequence of the batch.
+class Share {
+ public:
+  Share(const AttentionParams& params, int64_t most_keys) {
+    const int64_t rows = round_up_to(most_keys, kBackwardKeyTile);
+    const int64_t keys = rows * round_up_to(params.head_dim, KeyGradients::kRowQuantum);
+    const int64_t values = rows * round_up_to(params.head_dim_v, KeyGradients::kRowQuantum);
+    const int64_t floats = values + (params.is_piecewise() ? 2 : 1) * keys;
+    touched_.resize(static_cast<size_t>(rows / kBackwardKeyTile));
+    data_ = static_cast<float*>(
+        ::operator new(static_cast<size_t>(floats) * sizeof(float), std::align_val_t{kScratchAlignment}));
+    view_ = {data_, data_ + values, params.is_piecewise() ? data_ + values + keys : nullptr, touched_.data()};
+  }
+  ~Share() { ::operator delete(data_, std::align_val_t{kScratchAlignment}); }
+  Share(const Share&) = delete;
+  Share& operator=(const Share&) = delete;
+
+  const KeyGradients& view() const { return view_; }
+  void clear() { touched_.assign(touched_.size(), 0); }
+
+ private:
+  float* data_;
+  std::vector<uint8_t> touched_;
+  KeyGradients view_;
+};
+
+// All parts whose shares make up dK and dV of one (sequence, key/value head).
+struct Chain {
+  Sequence sequence;
+  int64_t head_k;
+  BackwardSplit split;
+  std::vector<Share*> finished;  // by part; null: not finished, or already summed
+  int64_t num_summed = 0;
+  Share* sum = nullptr;
+  bool summing = false;  // by one thread at a time
+};
+
+// Hands out parts in order, each with a share to fill. Shares that can't be summed yet wait for the part before them;
+// only so many exist, and who finds none free waits. The first unfinished part always has one, so there is always
+// progress.
+class Driver {
+ public:
+  Driver(const AttentionBackwardParams& params, const ParallelFor& parallel)
+      : params_(params),
+        kernels_(kernels_of(cpu_level().level)),
+        group_(params.forward.heads_q / params.forward.heads_k),
+        most_shares_(2 * parallel.num_threads + 1) {
+    for (int64_t index = 0; index < params.forward.batch; ++index) {
+      const Sequence sequence = sequence_of(params.forward, index);
+      const BackwardSplit split = backward_split(sequence.seqlen_q, group_);
+      if (sequence.seqlen_k > most_keys_) most_keys_ = sequence.seqlen_k;
+      if (split.columns_per_part > most_columns_) most_columns_ = split.columns_per_part;
+      for (int64_t head = 0; head < params.forward.heads_k; ++head) {
+        chains_.push_back({sequence, head, split, std::vector<Share*>(static_cast<size_t>(split.parts))});
+        num_parts_ += split.parts;
+      }
+    }
+  }
+
+  int64_t num_parts() const { return num_parts_; }
+
+  void work() {
+    void* scratch = thread_scratch(kernels_.scratch_bytes(params_, most_columns_));
+    std::unique_lock lock(mutex_);
+    while (true) {
+      share_freed_.wait(lock, [this] { return next_chain_ == chains_.size() || can_get_share(); });
+      if (next_chain_ == chains_.size()) return;
+      Chain& chain = chains_[next_chain_];
+      const int64_t index = next_part_++;
+      if (next_part_ == chain.split.parts) ++next_chain_, next_part_ = 0;
+      Share* share = get_share();
+      lock.unlock();
+      const BackwardPart part = backward_part(chain.sequence, chain.head_k, group_, chain.split, index);
+      share->clear();
+      kernels_.run_part(params_, part, scratch, share->view());
+      lock.lock();
+      chain.finished[static_cast<size_t>(index)] = share;
+      sum_finished(chain, part, lock);
+    }
+  }
+
+ private:
+  bool can_get_share() const { return !free_.empty() || static_cast<int64_t>(shares_.size()) < most_shares_; }
+  Share* get_share() {
+    if (free_.empty()) {
+      shares_.push_back(std::make_unique<Share>(params_.forward, most_keys_));
+      return shares_.back().get();
+    }
+    Share* share = free_.back();
+    free_.pop_back();
+    return share;
+  }
+  void free_share(Share* share) {
+    free_.push_back(share);
+    share_freed_.notify_all();
+  }
+
+  // Sums what has become summable, without the lock; a thread that finds another at it leaves its share there.
+  void sum_finished(Chain& chain, const BackwardPart& part, std::unique_lock<std::mutex>& lock) {
+    if (chain.summing) return;
+    chain.summing = true;
+    while (chain.num_summed < chain.split.parts) {
+      Share* share = chain.finished[static_cast<size_t>(chain.num_summed)];
+      if (share == nullptr) break;
+      lock.unlock();
+      if (chain.sum == nullptr) {
+        chain.sum = share;
+        share = nullptr;
+      } else {
+        kernels_.add_share(params_, part, share->view(), chain.sum->view());
+      }
+      const bool last = chain.num_summed + 1 == chain.split.parts;
+      if (last) kernels_.write(params_, part, chain.sum->view());
+      lock.lock();
+      if (share != nullptr) free_share(share);
+      if (last) free_share(chain.sum);
+      ++chain.num_summed;
+    }
+    chain.summing = false;
+  }
+
+  const AttentionBackwardParams& params_;
+  const BackwardKernels& kernels_;
+  const int64_t group_;
+  const int64_t most_shares_;
+  int64_t most_keys_ = 0;
+  int64_t most_columns_ = 0;
+  int64_t num_parts_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable share_freed_;
+  std::vector<Chain> chains_;
+  size_t next_chain_ = 0;
+  int64_t next_part_ = 0;
+  std::vector<std::unique_ptr<Share>> shares_;
+  std::vector<Share*> free_;
+};
+
+}  // namespace
+
+Status run_attention_backward(const AttentionBackwardParams& params, const ParallelFor& parallel) {
+  if (params.forward.heads_k == 0) return Status::success();
+  Driver driver(params, parallel);
+  const int64_t parts = driver.num_parts();
+  const int64_t workers = parts < parallel.num_threads ? parts : parallel.num_threads;
+  if (workers > 0) {
+    parallel.run(workers, [](void* opaque, int64_t) { static_cast<Driver*>(opaque)->work(); }, &driver);
+  }
+  return Status::success();
+}
+
+}  // namespace flagattn::cpu

@@ -1,0 +1,326 @@
+// One part of the attention backward: its columns in blocks, every block against all the key tiles it sees.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "attention/backward_schedule.h"
+#include "attention/cpu/backward_kernels.h"
+#include "attention/cpu/backward_pack.h"
+#include "attention/cpu/backward_products.h"
+#include "attention/cpu/backward_scores.h"
+#include "attention/cpu/backward_scratch.h"
+#include "attention/cpu/pack.h"
+#include "attention/mask.h"
+
+namespace flagattn::FLAGATTN_ISA {
+
+class BackwardWorker {
+ public:
+  BackwardWorker(const AttentionBackwardParams& params, const BackwardPart& part, void* scratch,
+                 const KeyGradients& share)
+      : params_(params),
+        forward_(params.forward),
+        part_(part),
+        group_(params.forward.heads_q / params.forward.heads_k),
+        piecewise_(params.forward.is_piecewise()),
+        share_(share) {
+    const int64_t columns =
+        backward_block_columns(part.num_columns, forward_.head_dim, forward_.head_dim_v, piecewise_);
+    scratch_ = carve(forward_, columns, static_cast<char*>(scratch), layout_);
+    constexpr float kLog2E = 1.44269504089f;
+    softcap_factor_ = forward_.softcap > 0.0f ? forward_.softmax_scale / forward_.softcap : 0.0f;
+    factor_ = (forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale) * kLog2E;
+  }
+
+  void run() {
+    const int64_t last = part_.num_columns - 1;
+    for (int64_t begin = last / layout_.columns * layout_.columns; last >= 0 && begin >= 0; begin -= layout_.columns) {
+      const int64_t rest = part_.num_columns - begin;
+      first_column_ = part_.first_column + begin;
+      num_columns_ = rest < layout_.columns ? rest : layout_.columns;
+      dispatch(forward_.dtype, [&]<typename T>(T) { run_block<T>(); });
+    }
+  }
+
+ private:
+  template <typename T>
+  void run_block() {
+    start_block<T>();
+    const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
+    const int64_t end = last.mask.end[last.num_vectors * F32::kLanes - 1];
+    for (int64_t tile = scratch_.panels[0].mask.begin[0] / kBackwardKeyTile; tile * kBackwardKeyTile < end; ++tile) {
+      run_tile<T>(tile);
+    }
+    finish_block<T>(params_.dq, scratch_.near.dqueries);
+    if (piecewise_) finish_block<T>(params_.dq2, scratch_.far.dqueries);
+  }
+
+  // Columns -----------------------------------------------------------------------------------------------------------
+
+  struct Column {
+    int64_t row;   // of the sequence
+    int64_t head;  // of q
+  };
+  Column column(int64_t in_block) const {
+    const int64_t number = first_column_ + in_block;
+    return {number / group_, part_.head_k * group_ + number % group_};
+  }
+  template <typename T>
+  T* row_of(const HeadsView& view, const Column& column) const {
+    return static_cast<T*>(view.data) + part_.sequence.batch * view.batch_stride +
+           (part_.sequence.first_q + column.row) * view.row_stride + column.head * view.head_stride;
+  }
+  float statistic_of(const RowsView& view, const Column& column) const {
+    return view.data[part_.sequence.batch * view.batch_stride + column.head * view.head_stride +
+                     part_.sequence.first_q + column.row];
+  }
+  int columns_of(const BackwardPanel& panel) const {
+    const int64_t rest = num_columns_ - panel.first_column;
+    const int most = panel.num_vectors * F32::kLanes;
+    return rest < most ? static_cast<int>(rest) : most;
+  }
+
+  // Blocks ------------------------------------------------------------------------------------------------------------
+
+  template <typename T>
+  void start_block() {
+    layout_.row_stride = layout_.columns;
+    const Strips panels((num_columns_ + F32::kLanes - 1) / F32::kLanes);
+    num_panels_ = panels.count;
+    for (int64_t i = 0; i < num_panels_; ++i) {
+      BackwardPanel& panel = scratch_.panels[i];
+      panel.first_column = panels.first(i) * F32::kLanes;
+      panel.num_vectors = panels.width(i);
+      start_masks(panel);
+      start_rows<T>(panel, i);
+    }
+    const int64_t floats = num_panels_ * kPanel * forward_.head_dim;
+    std::memset(scratch_.near.dqueries, 0, static_cast<size_t>(floats) * sizeof(float));
+    if (piecewise_) std::memset(scratch_.far.dqueries, 0, static_cast<size_t>(floats) * sizeof(float));
+  }
+
+  void start_masks(BackwardPanel& panel) const {
+    const MaskShape shape{part_.sequence.seqlen_q, part_.sequence.seqlen_k, forward_.mask};
+    const int last = columns_of(panel) - 1;
+    for (int c = 0; c < kPanel; ++c) {
+      // Columns that fill up the last vector repeat the last one's mask and add no edge; further vectors see nothing.
+      const int64_t row = column(panel.first_column + (c < last ? c : last)).row;
+      const KeyRange keys = shape.keys_of_row(row);
+      const bool used = c < panel.num_vectors * F32::kLanes;
+      panel.mask.begin[c] = used ? static_cast<int32_t>(keys.begin) : 0;
+      panel.mask.end[c] = used ? static_cast<int32_t>(keys.end) : 0;
+      panel.mask.far_end[c] = piecewise_ ? static_cast<int32_t>(shape.far_end(row, forward_.dist_threshold)) : 0;
+    }
+  }
+
+  // Packs the panel's rows. A column whose LSE is -inf takes no gradient: its operands are taken as zero, whatever they
+  // hold.
+  template <typename T>
+  void start_rows(BackwardPanel& panel, int64_t index) {
+    const int64_t dim = forward_.head_dim, dim_v = forward_.head_dim_v;
+    const T *q[kPanel] = {}, *q2[kPanel] = {}, *dout[kPanel] = {};
+    constexpr float kLog2E = 1.44269504089f;
+    for (int c = 0; c < kPanel; ++c) {
+      panel.lse[c] = kNoWeight;
+      panel.delta[c] = 0.0f;
+      if (c >= columns_of(panel)) continue;
+      const Column at = column(panel.first_column + c);
+      const float lse = statistic_of(forward_.lse, at);
+      if (lse == -std::numeric_limits<float>::infinity()) continue;
+      q[c] = row_of<const T>(forward_.q, at);
+      if (piecewise_) q2[c] = row_of<const T>(forward_.q2, at);
+      dout[c] = row_of<const T>(params_.dout, at);
+      const float dlse = params_.dlse.data == nullptr ? 0.0f : statistic_of(params_.dlse, at);
+      panel.lse[c] = lse * kLog2E;
+      panel.delta[c] = dot_rows(dout[c], row_of<const T>(forward_.out, at), dim_v) - dlse;
+    }
+    const int64_t used = panel.num_vectors * F32::kLanes;
+    pack_columns(q, dim, 1.0f, scratch_.near.queries + index * kPanel * dim);
+    pack_dim_strips(q, used, dim, scratch_.near.query_rows, panel.first_column, layout_.row_stride);
+    if (piecewise_) {
+      pack_columns(q2, dim, 1.0f, scratch_.far.queries + index * kPanel * dim);
+      pack_dim_strips(q2, used, dim, scratch_.far.query_rows, panel.first_column, layout_.row_stride);
+    }
+    pack_columns(dout, dim_v, 1.0f, scratch_.douts + index * kPanel * dim_v);
+    pack_dim_strips(dout, used, dim_v, scratch_.dout_rows, panel.first_column, layout_.row_stride);
+  }
+
+  template <typename T>
+  void finish_block(const HeadsView& view, const float* dqueries) const {
+    float factors[kPanel];
+    for (float& factor : factors) factor = forward_.softmax_scale;
+    for (int64_t i = 0; i < num_panels_; ++i) {
+      const BackwardPanel& panel = scratch_.panels[i];
+      T* rows[kPanel] = {};
+      for (int c = 0; c < columns_of(panel); ++c) {
+        T* row = row_of<T>(view, column(panel.first_column + c));
+        if (panel.lse[c] == kNoWeight) {
+          std::memset(row, 0, static_cast<size_t>(forward_.head_dim) * sizeof(T));
+        } else {
+          rows[c] = row;
+        }
+      }
+      unpack_columns(dqueries + i * kPanel * forward_.head_dim, forward_.head_dim, factors, rows);
+    }
+  }
+
+  // Key tiles ---------------------------------------------------------------------------------------------------------
+
+  template <typename T>
+  void run_tile(int64_t tile) {
+    const int64_t first = tile * kBackwardKeyTile, rest = part_.sequence.seqlen_k - first;
+    first_key_ = static_cast<int32_t>(first);
+    num_keys_ = static_cast<int32_t>(rest < kBackwardKeyTile ? rest : kBackwardKeyTile);
+    const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
+    const bool far = piecewise_ && first < last.mask.far_end[last.num_vectors * F32::kLanes - 1];
+    const bool near = !piecewise_ || first + num_keys_ > scratch_.panels[0].mask.far_end[0];
+    touch(tile, near, far);
+    if (near) pack_tile<T>(forward_.k, forward_.head_dim, scratch_.near.keys, layout_.key_stride);
+    if (far) pack_tile<T>(forward_.k2, forward_.head_dim, scratch_.far.keys, layout_.key_stride);
+    pack_tile<T>(forward_.v, forward_.head_dim_v, scratch_.values, layout_.value_stride);
+
+    for (int64_t i = 0; i < num_panels_; ++i) run_panel(i);
+
+    const int64_t ld = round_up_to(forward_.head_dim, KeyGradients::kRowQuantum);
+    const int64_t ld_v = round_up_to(forward_.head_dim_v, KeyGradients::kRowQuantum);
+    add_product(&BackwardPanel::seen, scratch_.weights, scratch_.dout_rows, forward_.head_dim_v,
+                share_.dv + first * ld_v);
+    const StripRanges near_ranges = piecewise_ ? &BackwardPanel::near : &BackwardPanel::seen;
+    if (near) {
+      add_product(near_ranges, scratch_.near.dscores, scratch_.near.query_rows, forward_.head_dim,
+                  share_.dk + first * ld);
+    }
+    if (far) {
+      add_product(&BackwardPanel::far, scratch_.far.dscores, scratch_.far.query_rows, forward_.head_dim,
+                  share_.dk2 + first * ld);
+    }
+  }
+
+  template <typename T>
+  void pack_tile(const HeadsView& view, int64_t dim, float* dst, int64_t stride) const {
+    const T* src = static_cast<const T*>(view.data) + part_.sequence.batch * view.batch_stride +
+                   (part_.sequence.first_k + first_key_) * view.row_stride + part_.head_k * view.head_stride;
+    pack_rows(src, view.row_stride, num_keys_, round_up_to(num_keys_, kMR), dim, dst, stride);
+  }
+
+  // Sums of a tile begin at zero when the part first meets it.
+  void touch(int64_t tile, bool near, bool far) {
+    const auto zero = [&](float* rows, int64_t dim) {
+      const int64_t floats = kBackwardKeyTile * round_up_to(dim, KeyGradients::kRowQuantum);
+      std::memset(rows + tile * floats, 0, static_cast<size_t>(floats) * sizeof(float));
+    };
+    uint8_t& touched = share_.touched[tile];
+    if (touched == 0) zero(share_.dv, forward_.head_dim_v);
+    if (near && !(touched & KeyGradients::kNear)) zero(share_.dk, forward_.head_dim);
+    if (far && !(touched & KeyGradients::kFar)) zero(share_.dk2, forward_.head_dim);
+    touched = static_cast<uint8_t>(touched | (near ? KeyGradients::kNear : 0) | (far ? KeyGradients::kFar : 0));
+  }
+
+  // P and dS of one panel against the tile, and its dQ.
+  void run_panel(int64_t index) {
+    BackwardPanel& panel = scratch_.panels[index];
+    std::memset(panel.seen, 0, sizeof(panel.seen));
+    if (piecewise_) {
+      std::memset(panel.near, 0, sizeof(panel.near));
+      std::memset(panel.far, 0, sizeof(panel.far));
+    }
+    const int64_t queries = index * kPanel * forward_.head_dim, scores = index * kBackwardKeyTile * kPanel;
+    const auto product = [&](const PairScratch& pair) {
+      return TileProduct{pair.keys, layout_.key_stride, pair.queries + queries, forward_.head_dim};
+    };
+    const float* douts = scratch_.douts + index * kPanel * forward_.head_dim_v;
+    const GradientContext context = {
+        .near = product(scratch_.near),
+        .far = piecewise_ ? product(scratch_.far) : TileProduct{},
+        .values = {scratch_.values, layout_.value_stride, douts, forward_.head_dim_v},
+        .piecewise = piecewise_,
+        .first_key = first_key_,
+        .softcap_factor = softcap_factor_,
+        .factor = factor_,
+        .weights = scratch_.weights + scores,
+        .near_dscores = scratch_.near.dscores + scores,
+        .far_dscores = piecewise_ ? scratch_.far.dscores + scores : nullptr,
+    };
+    Run runs[kMostRuns];
+    const int num_runs = cut_into_runs(panel.mask, first_key_, num_keys_, runs);
+    for (int i = 0; i < num_runs; ++i) {
+      with_width(runs[i].num_vectors, [&]<int NV>(Width<NV>) { run_strips<NV>(context, panel, runs[i], queries); });
+    }
+  }
+
+  template <int NV>
+  void run_strips(const GradientContext& context, BackwardPanel& panel, const Run& run, int64_t queries) {
+    const int column = run.first_vector * F32::kLanes, end = column + NV * F32::kLanes;
+    int32_t near_begin = run.begin, far_end = run.begin;
+    for (int32_t key = run.begin; key < run.end; key += kMR) {
+      const bool clear_strip = key >= run.clear_begin && key + kMR <= run.clear_end;
+      gradient_strip<NV>(context, panel, key, column, clear_strip);
+      const int strip = key / kMR;
+      const int32_t first = first_key_ + key;
+      panel.seen[strip] = clear_strip ? ColumnRange{static_cast<uint8_t>(column), static_cast<uint8_t>(end)}
+                                      : seeing_columns(panel.mask, first, column, end);
+      if (!piecewise_) continue;
+      panel.near[strip] = panel.far[strip] = panel.seen[strip];
+      while (panel.near[strip].end > column && panel.mask.far_end[panel.near[strip].end - 1] >= first + kMR)
+        --panel.near[strip].end;
+      while (panel.far[strip].begin < end && panel.mask.far_end[panel.far[strip].begin] <= first)
+        ++panel.far[strip].begin;
+      panel.near[strip] = whole_quads(panel.near[strip]);
+      panel.far[strip] = whole_quads(panel.far[strip]);
+      if (first < panel.mask.far_end[end - 1]) far_end = key + kMR;
+      if (first + kMR <= panel.mask.far_end[column]) near_begin = key + kMR;
+    }
+    if (near_begin < run.end) {
+      add_to_dqueries<NV>(scratch_.near.keys, layout_.key_stride, context.near_dscores, column, near_begin, run.end,
+                          forward_.head_dim, scratch_.near.dqueries + queries);
+    }
+    if (run.begin < far_end) {
+      add_to_dqueries<NV>(scratch_.far.keys, layout_.key_stride, context.far_dscores, column, run.begin, far_end,
+                          forward_.head_dim, scratch_.far.dqueries + queries);
+    }
+  }
+
+  // Columns of [begin, end) that see some of the keys [key, key + kMR), in whole quads.
+  static ColumnRange seeing_columns(const PanelMask& mask, int32_t key, int begin, int end) {
+    while (begin < end && mask.end[begin] <= key) ++begin;
+    while (end > begin && mask.begin[end - 1] >= key + kMR) --end;
+    return whole_quads({static_cast<uint8_t>(begin), static_cast<uint8_t>(end)});
+  }
+  static ColumnRange whole_quads(ColumnRange range) {
+    if (range.begin >= range.end) return {0, 0};
+    return {static_cast<uint8_t>(range.begin / 4 * 4), static_cast<uint8_t>((range.end + 3) / 4 * 4)};
+  }
+
+  // dV or dK of the tile: dims in strips, so that a strip of `rows` stays in L1 while the keys pass.
+  void add_product(StripRanges ranges, const float* scores, const float* rows, int64_t dim, float* sums) const {
+    const int64_t ld = round_up_to(dim, KeyGradients::kRowQuantum);
+    const Strips strips((dim + F32::kLanes - 1) / F32::kLanes);
+    for (int64_t i = 0; i < strips.count; ++i) {
+      const float* strip_rows = rows + strips.offset(i, layout_.row_stride);
+      float* strip_sums = sums + strips.first(i) * F32::kLanes;
+      with_width(strips.width(i), [&]<int NV>(Width<NV>) {
+        for (int strip = 0; strip * kMR < num_keys_; ++strip) {
+          add_to_keys<NV>(scratch_.panels, num_panels_, ranges, strip, scores, strip_rows,
+                          strip_sums + strip * kMR * ld, ld);
+        }
+      });
+    }
+  }
+
+  const AttentionBackwardParams& params_;
+  const AttentionParams& forward_;
+  const BackwardPart& part_;
+  const int64_t group_;
+  const bool piecewise_;
+  const KeyGradients& share_;
+  BackwardLayout layout_;
+  BackwardScratch scratch_;
+  float factor_, softcap_factor_;
+
+  int64_t first_column_ = 0, num_columns_ = 0, num_panels_ = 0;  // of the block
+  int32_t first_key_ = 0, num_keys_ = 0;                         // of the tile
+};
+
+}  // namespace flagattn::FLAGATTN_ISA
