@@ -1,0 +1,217 @@
+"""What the generated blocks of README and docs contain. Every function takes a language and the way up to the root."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from typing import Any
+
+import flagattn
+from bench import report, results
+from docs import support as probes
+from docs.chinese import BAR_WORDS, ENVIRONMENT_ZH, phrase
+from flagattn.environment import ENVIRONMENT
+from flagattn.reference import far_mask, keep_mask
+
+# ------------------------------------------------------------------------------------------------------------ the code
+
+
+def public_functions() -> dict[str, Any]:
+    """The public functions of flagattn by name, in the order of `flagattn.__all__`."""
+    named = {name: getattr(flagattn, name) for name in flagattn.__all__}
+    return {name: value for name, value in named.items() if inspect.isfunction(value)}
+
+
+def signature_of(name: str) -> str:
+    """`name(arguments)` as Python sees it, without annotations, broken after 100 columns."""
+    function = getattr(flagattn, name)
+    parameters = inspect.signature(function).parameters.values()
+    bare = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters])
+    text = f"{name}{bare}".replace("(-1, -1)", "(-1,\0-1)")  # a pair stays on one line
+    lines = textwrap.wrap(text, 100, subsequent_indent=" " * (len(name) + 1), break_long_words=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def signature(language: str, up: str, name: str) -> str:
+    return f"```text\n{signature_of(name)}\n```"
+
+
+def signatures(language: str, up: str) -> str:
+    return "```text\n" + "\n".join(signature_of(name) for name in public_functions()) + "\n```"
+
+
+def api_reference(language: str, up: str) -> str:
+    """Signature and docstring of every public function."""
+    parts = []
+    for name, function in public_functions().items():
+        source = inspect.getsourcefile(inspect.unwrap(function)) or ""
+        path = source[source.rindex("flagattn/") :]
+        doc = inspect.cleandoc(function.__doc__ or "")
+        parts.append(
+            f"### {name}\n\n{signature(language, up, name)}\n\n{_docstring_as_markdown(doc)}\n\n[{path}]({up}{path})\n"
+        )
+    return "\n".join(parts)
+
+
+def _docstring_as_markdown(doc: str) -> str:
+    """Google-style sections become lists; indented formulas become code."""
+    out: list[str] = []
+    section = ""
+    for line in doc.splitlines():
+        bare = line.strip()
+        if bare in ("Args:", "Returns:", "Raises:"):
+            section = bare
+            out += ["", f"**{bare[:-1]}**", ""]
+        elif not line.startswith(" "):
+            section = ""
+            out.append(line)
+        elif section in ("Args:", "Raises:") and not line.startswith("     "):
+            name, _, text = bare.partition(": ")
+            out.append(f"- `{name}`: {text}" if text else f"- {bare}")
+        elif section:
+            out.append(f"  {bare}" if section != "Returns:" else bare)
+        else:
+            out += [f"`{bare}`"]
+    return "\n".join(out)
+
+
+def environment(language: str, up: str) -> str:
+    header = [phrase(word, language) for word in ("variable", "read at", "values", "default", "meaning")]
+    lines = []
+    for variable in ENVIRONMENT:
+        cells = [variable.read_at, variable.values, variable.default, variable.meaning]
+        if language == "zh":
+            cells = [ENVIRONMENT_ZH[cell] for cell in cells]
+        lines.append([f"`{variable.name}`", *cells])
+    return report.markdown(header, lines)
+
+
+def masks(language: str, up: str) -> str:
+    """Each mask as rows of queries against columns of keys."""
+    causal, window, piecewise = (
+        _picture(keep_mask(4, 7, causal=True)),
+        _picture(keep_mask(7, 7, window_size=(2, 1))),
+        _piecewise_picture(7, 7, 3),
+    )
+    wide = _picture(keep_mask(7, 4, causal=True))
+    blocks = [
+        ("causal, Sq 4, Sk 7", causal),
+        ("causal, Sq 7, Sk 4", wide),
+        ("window (2, 1)", window),
+        ("piecewise, threshold 3, causal", piecewise),
+    ]
+    width = max(len(title) for title, _ in blocks[:-1]) + 5
+    height = max(len(lines) for _, lines in blocks)
+    rows = ["".join(title.ljust(width) for title, _ in blocks).rstrip()]
+    for index in range(height):
+        cells = [lines[index] if index < len(lines) else "" for _, lines in blocks]
+        rows.append("".join(cell.ljust(width) for cell in cells).rstrip())
+    return "```text\n" + "\n".join(rows) + "\n```\n\n" + phrase("mask legend", language)
+
+
+def _picture(keep: Any) -> list[str]:
+    return [" ".join("1" if cell else "0" for cell in row) for row in keep.tolist()]
+
+
+def _piecewise_picture(seqlen_q: int, seqlen_k: int, threshold: int) -> list[str]:
+    keep = keep_mask(seqlen_q, seqlen_k, causal=True).tolist()
+    far = far_mask(seqlen_q, seqlen_k, threshold).tolist()
+    return [
+        " ".join("0" if not kept else "2" if is_far else "1" for kept, is_far in zip(*rows))
+        for rows in zip(keep, far)
+    ]
+
+
+def support(language: str, up: str) -> str:
+    """What runs where: CPU by calling every op, sm_80 by the list of kernels the build instantiates."""
+    header = [phrase(w, language) for w in ("op", "dtypes", "head dim", "CPU forward", "CPU backward", "sm_80 forward", "sm_80 backward")]
+    yes, no = phrase("yes", language), phrase("no", language)
+    lines = []
+    for row in probes.matrix():
+        flags = [yes if flag else no for flag in (row.cpu_forward, row.cpu_backward)]
+        gpu = [phrase(cell, language) if cell == "no" else cell for cell in (row.cuda_forward, row.cuda_backward)]
+        lines.append([f"`{row.op}`", row.dtypes, row.head_dims, *flags, *gpu])
+    return report.markdown(header, lines)
+
+
+# --------------------------------------------------------------------------------------------------------- the results
+
+
+def _quoted() -> tuple[str, dict[str, dict[str, Any]]] | None:
+    name = report.quoted_machine()
+    return None if name is None else (name, results.read(results.RESULTS / name))
+
+
+def _nothing(language: str) -> str:
+    return phrase("no results", language)
+
+
+def _source(language: str, up: str, machine: str, module: str, content: dict[str, Any]) -> str:
+    path = f"bench/results/{machine}/{module}.json"
+    return f"{report.conditions(content)}. [{path}]({up}{path})"
+
+
+def chart(language: str, up: str) -> str:
+    """The forward chart with its conditions."""
+    quoted = _quoted()
+    if quoted is None:
+        return _nothing(language)
+    machine, files = quoted
+    path = f"{up}bench/results/{machine}/attention_forward.svg"
+    return f"![{phrase('chart title', language)}]({path})\n\n{_source(language, up, machine, 'attention', files['attention'])}"
+
+
+def all_charts(language: str, up: str) -> str:
+    parts = []
+    for machine in results.machines():
+        for path in sorted((results.RESULTS / machine).glob("*.svg")):
+            parts.append(f"![{machine}: {path.stem}]({up}bench/results/{machine}/{path.name})")
+    return "\n\n".join(parts) or _nothing(language)
+
+
+def summary(language: str, up: str) -> str:
+    """The bars README shows: geometric means and worst cases, one line each."""
+    quoted = _quoted()
+    if quoted is None:
+        return _nothing(language)
+    machine, files = quoted
+    header = [phrase(word, language) for word in ("what", "measured", "worst case", "bar")]
+    lines = []
+    for verdict in report.verdicts(files):
+        bar = verdict.bar
+        if bar.over == "worst case" and bar.suite.startswith("attention"):
+            continue  # its number is the worst case of the classes above it
+        what = bar.what if language == "en" else _translated(bar.what)
+        measured = verdict.decisive
+        lines.append([what, f"{measured:.2f}×", f"{verdict.worst:.2f}×", f"{bar.op} {bar.bound:g}"])
+    modules = ", ".join(
+        f"[{module}.json]({up}bench/results/{machine}/{module}.json)" for module in sorted(files)
+    )
+    conditions = report.conditions(files["attention"])
+    return f"{report.markdown(header, lines)}\n\n{conditions}. {modules}"
+
+
+def _translated(what: str) -> str:
+    for english, chinese in BAR_WORDS:
+        what = what.replace(english, chinese)
+    return what
+
+
+def bars(language: str, up: str) -> str:
+    parts = []
+    for machine in results.machines():
+        header, lines = report.bars_table(results.read(results.RESULTS / machine))
+        parts.append(f"`{machine}`\n\n{report.markdown(header, lines)}")
+    return "\n\n".join(parts) or _nothing(language)
+
+
+def results_tables(language: str, up: str) -> str:
+    """Every row of every result file."""
+    parts = []
+    for machine in results.machines():
+        files = results.read(results.RESULTS / machine)
+        modules = {id(content): module for module, content in files.items()}
+        for suite, content, header, lines in report.suite_tables(files):
+            source = _source(language, up, machine, modules[id(content)], content)
+            parts.append(f"### {suite}, {machine}\n\n{source}\n\n{report.markdown(header, lines)}")
+    return "\n\n".join(parts) or _nothing(language)

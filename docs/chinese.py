@@ -1,0 +1,96 @@
+"""Chinese words of the generated blocks."""
+
+from __future__ import annotations
+
+_PHRASES = {
+    "variable": ("variable", "变量"),
+    "read at": ("read at", "读取时机"),
+    "values": ("values", "取值"),
+    "default": ("default", "默认值"),
+    "meaning": ("meaning", "含义"),
+    "op": ("op", "算子"),
+    "dtypes": ("dtypes", "数据类型"),
+    "head dim": ("head dim", "头维度"),
+    "CPU forward": ("CPU forward", "CPU 前向"),
+    "CPU backward": ("CPU backward", "CPU 反向"),
+    "sm_80 forward": ("sm_80 forward", "sm_80 前向"),
+    "sm_80 backward": ("sm_80 backward", "sm_80 反向"),
+    "yes": ("yes", "支持"),
+    "no": ("no", "暂无"),
+    "what": ("what", "项目"),
+    "measured": ("measured", "实测"),
+    "worst case": ("worst case", "最差情形"),
+    "bar": ("bar", "目标"),
+    "mask legend": (
+        "Rows are queries, columns are keys. 0: not seen; 1: seen; in piecewise attention 1 is scored by q1·k1 and 2 by "
+        "q2·k2. The last query is aligned with the last key, so with more queries than keys the first rows see nothing.",
+        "行是查询，列是键。0 表示看不见，1 表示看得见；在分段注意力中，1 用 q1·k1 打分，2 用 q2·k2 打分。"
+        "最后一个查询与最后一个键对齐，因此当查询多于键时，最前面的几行什么也看不见。",
+    ),
+    "chart title": ("Attention forward on CPU against torch", "CPU 上注意力前向与 torch 的比较"),
+    "no results": ("No results are committed yet.", "仓库中暂无测量结果。"),
+}
+
+
+def phrase(key: str, language: str) -> str:
+    english, chinese = _PHRASES[key]
+    return chinese if language == "zh" else english
+
+
+# In this order: longer phrases first.
+BAR_WORDS = (
+    ("attention forward", "注意力前向"),
+    ("attention backward", "注意力反向"),
+    ("short sequences forward", "短序列前向"),
+    ("short sequences backward", "短序列反向"),
+    ("piecewise forward", "分段注意力前向"),
+    ("piecewise backward", "分段注意力反向"),
+    ("one head forward", "单头前向"),
+    ("one head backward", "单头反向"),
+    ("forward+backward", "前向加反向"),
+    ("rms_norm forward", "rms_norm 前向"),
+    ("rms_norm 前向加反向", "rms_norm 前向加反向"),
+    ("swiglu forward", "swiglu 前向"),
+    ("swiglu backward", "swiglu 反向"),
+    ("training step", "训练步"),
+    ("rate against sgemm", "与 sgemm 速率之比"),
+    ("two threads against one", "两个线程与一个线程之比"),
+    ("against two calls", "与两次调用再合并之比"),
+    ("against our fp32", "与我们的 fp32 之比"),
+    ("against torch.compile", "与 torch.compile 之比"),
+    ("against torch", "与 torch 之比"),
+    ("against HF Llama eager", "与 HF Llama（eager）之比"),
+    ("against HF Llama compiled", "与 HF Llama（torch.compile）之比"),
+    ("time of a copy", "所用时间与拷贝之比"),
+    ("time of plain", "所用时间与普通注意力之比"),
+    ("every case", "所有情形"),
+    (", ", "，"),
+)
+
+ENVIRONMENT_ZH = {
+    "first call": "首次调用算子时",
+    "build": "构建时",
+    "import": "导入时",
+    "scalar, avx2, avx512": "scalar、avx2、avx512",
+    "the best the host has": "本机支持的最高级别",
+    "Instruction set of the CPU kernels. A level the host lacks is not used; `python -m flagattn` says so.": (
+        "CPU 内核使用的指令集。本机不支持的级别不会被采用，`python -m flagattn` 会说明原因。"
+    ),
+    "AUTO, ON, OFF": "AUTO、ON、OFF",
+    "AUTO": "AUTO",
+    "Whether the CUDA library is built. AUTO builds it where nvcc is found; no GPU is needed.": (
+        "是否构建 CUDA 库。AUTO 表示找到 nvcc 就构建，不需要 GPU。"
+    ),
+    "CMake's notation, such as 80-real": "CMake 的写法，例如 80-real",
+    "every arch that has kernels": "所有已有内核的架构",
+    "CUDA architectures to build for.": "要构建的 CUDA 架构。",
+    "a number": "整数",
+    "the number of cores": "处理器核数",
+    "Compile jobs at once.": "并行编译的任务数。",
+    "CMake arguments": "CMake 参数",
+    "none": "无",
+    "Passed on to CMake.": "原样传给 CMake。",
+    "a C++ compiler": "C++ 编译器",
+    "c++": "c++",
+    "The compiler.": "所用的编译器。",
+}
