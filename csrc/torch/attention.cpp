@@ -1,0 +1,54 @@
+// attention_forward and piecewise_forward on the CPU: check, allocate, fill params, launch.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "attention/cpu/attention.h"
+#include "torch/attention_cpu.h"
+#include "torch/executor.h"
+
+namespace flagattn {
+namespace {
+
+std::tuple<Tensor, Tensor> run_forward(const AttentionArgs& args) {
+  AttentionParams params = checked_params(args);
+  check_values(args, params);
+  Tensor out = empty_out(params, args.q);
+  Tensor lse = empty_lse(params, args.q);
+  params.out = heads_output(out);
+  params.lse = rows_output(lse);
+  check(cpu::run_attention_forward(params, torch_threads()), args.op);
+  if (params.is_packed()) {
+    const int64_t end = params.cu_seqlens_q[params.batch];
+    zero_rows_behind(out, end);
+    clear_lse_behind(params.lse, params.heads_q, params.total_q, end);
+  }
+  return {std::move(out), std::move(lse)};
+}
+
+std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const std::optional<Tensor>& cu_seqlens_q,
+                                             const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
+                                             int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
+                                             int64_t window_right, double softcap) {
+  return run_forward({"attention_forward", q, k, v, nullptr, nullptr, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+                      max_seqlen_k,
+                      /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap});
+}
+
+std::tuple<Tensor, Tensor> piecewise_forward(const Tensor& q1, const Tensor& k1, const Tensor& q2, const Tensor& k2,
+                                             const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
+                                             const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
+                                             int64_t max_seqlen_k, int64_t dist_threshold, double softmax_scale,
+                                             int64_t window_left, int64_t window_right, double softcap) {
+  return run_forward({"piecewise_forward", q1, k1, v, &q2, &k2, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                      dist_threshold, softmax_scale, window_left, window_right, softcap});
+}
+
+}  // namespace
+}  // namespace flagattn
+
+STABLE_TORCH_LIBRARY_IMPL(flagattn, CPU, m) {
+  m.impl("attention_forward", TORCH_BOX(&flagattn::attention_forward));
+  m.impl("piecewise_forward", TORCH_BOX(&flagattn::piecewise_forward));
+}

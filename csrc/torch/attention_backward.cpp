@@ -1,0 +1,83 @@
+// attention_backward and piecewise_backward on the CPU: check, allocate, fill params, launch.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "attention/cpu/attention.h"
+#include "torch/attention_cpu.h"
+#include "torch/executor.h"
+
+namespace flagattn {
+namespace {
+
+struct Gradients {
+  Tensor dq, dk, dv;
+  std::optional<Tensor> dq2, dk2;
+};
+
+Gradients run_backward(const AttentionArgs& args, const Tensor& dout, const std::optional<Tensor>& dlse,
+                       const Tensor& out, const Tensor& lse) {
+  AttentionBackwardParams params;
+  params.forward = checked_params(args);
+  check_values(args, params.forward);
+  check_backward(args.op, params, {args.name_q(), args.q}, {"dout", dout}, dlse, {"out", out}, {"lse", lse});
+
+  Gradients gradients{empty_gradient(args.q), empty_gradient(args.k), empty_gradient(args.v), {}, {}};
+  params.dq = heads_output(gradients.dq);
+  params.dk = heads_output(gradients.dk);
+  params.dv = heads_output(gradients.dv);
+  if (params.forward.is_piecewise()) {
+    gradients.dq2 = empty_gradient(*args.q2);
+    gradients.dk2 = empty_gradient(*args.k2);
+    params.dq2 = heads_output(*gradients.dq2);
+    params.dk2 = heads_output(*gradients.dk2);
+  }
+  check(cpu::run_attention_backward(params, torch_threads()), args.op);
+  if (params.forward.is_packed()) {
+    const int64_t end_q = params.forward.cu_seqlens_q[params.forward.batch];
+    const int64_t end_k = params.forward.cu_seqlens_k[params.forward.batch];
+    zero_rows_behind(gradients.dq, end_q);
+    zero_rows_behind(gradients.dk, end_k);
+    zero_rows_behind(gradients.dv, end_k);
+    if (gradients.dq2.has_value()) {
+      zero_rows_behind(*gradients.dq2, end_q);
+      zero_rows_behind(*gradients.dk2, end_k);
+    }
+  }
+  return gradients;
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& dout, const std::optional<Tensor>& dlse,
+                                                      const Tensor& q, const Tensor& k, const Tensor& v,
+                                                      const Tensor& out, const Tensor& lse,
+                                                      const std::optional<Tensor>& cu_seqlens_q,
+                                                      const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
+                                                      int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
+                                                      int64_t window_right, double softcap) {
+  Gradients gradients = run_backward(
+      {"attention_backward", q, k, v, nullptr, nullptr, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+       /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap},
+      dout, dlse, out, lse);
+  return {std::move(gradients.dq), std::move(gradients.dk), std::move(gradients.dv)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(
+    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& q1, const Tensor& k1, const Tensor& q2,
+    const Tensor& k2, const Tensor& v, const Tensor& out, const Tensor& lse, const std::optional<Tensor>& cu_seqlens_q,
+    const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, int64_t dist_threshold,
+    double softmax_scale, int64_t window_left, int64_t window_right, double softcap) {
+  Gradients gradients =
+      run_backward({"piecewise_backward", q1, k1, v, &q2, &k2, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                    dist_threshold, softmax_scale, window_left, window_right, softcap},
+                   dout, dlse, out, lse);
+  return {std::move(gradients.dq), std::move(gradients.dk), std::move(*gradients.dq2), std::move(*gradients.dk2),
+          std::move(gradients.dv)};
+}
+
+}  // namespace
+}  // namespace flagattn
+
+STABLE_TORCH_LIBRARY_IMPL(flagattn, CPU, m) {
+  m.impl("attention_backward", TORCH_BOX(&flagattn::attention_backward));
+  m.impl("piecewise_backward", TORCH_BOX(&flagattn::piecewise_backward));
+}
