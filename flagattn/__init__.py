@@ -1,5 +1,6 @@
 """Fused attention, piecewise attention and transformer ops for PyTorch, with backward, on CPU and CUDA."""
 
+from flagattn import _load as _load  # registers the ops, or says in one sentence why it cannot
 from flagattn.activation import swiglu
 from flagattn.attention import (
     flash_attn_func,

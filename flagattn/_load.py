@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def load() -> LoadedLibraries:
             raise ImportError("flagattn needs torch >= 2.11, and no torch is installed in this environment.") from error
         if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
             raise ImportError(f"flagattn needs torch >= 2.11, but torch {torch.__version__} is installed.")
-        path = FOLDER / "_C.so"
+        path = Path(os.environ.get("FLAGATTN_LIBRARY") or FOLDER / "_C.so")
         if not path.exists():
             raise ImportError(
                 f"flagattn is not built: {path} is missing; run `make build` or `pip install --no-build-isolation -e .`"
@@ -75,3 +76,6 @@ def facts() -> dict[str, str]:
 
     lines = torch.ops.flagattn.build_facts().splitlines()
     return dict(line.split("=", 1) for line in lines)
+
+
+load()
