@@ -1,5 +1,6 @@
-// Mistakes that tests plant in the real kernels to prove that the host runner notices them (docs/host_exec.md).
-// FLAGATTN_PLANTED_FAULT names one; without it, as in every shipped build, planted() is false at compile time.
+// Mistakes that tests plant in the real kernels to prove that the host runner notices each of them (docs/host_exec.md).
+// Only the runner's builds define FLAGATTN_PLANT_FAULTS; everywhere else planted() is false at compile time and costs
+// nothing.
 #pragma once
 
 namespace flagattn {
@@ -13,15 +14,16 @@ enum class Fault {
   kStrayRead,
   kStrayWrite,
   kWrongMaskEdge,
-  kMissingMask,
-  kDivergentCollective,
   kMissingRescale,
+  kMissingWarpSync,
+  kDivergentCollective,
 };
 
-#if !defined(FLAGATTN_PLANTED_FAULT)
-#define FLAGATTN_PLANTED_FAULT kNone
+#if defined(FLAGATTN_PLANT_FAULTS)
+inline Fault planted_fault = Fault::kNone;
+inline bool planted(Fault fault) { return planted_fault == fault; }
+#else
+constexpr bool planted(Fault) { return false; }
 #endif
-
-constexpr bool planted(Fault fault) { return fault != Fault::kNone && fault == Fault::FLAGATTN_PLANTED_FAULT; }
 
 }  // namespace flagattn

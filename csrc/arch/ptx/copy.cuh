@@ -9,15 +9,15 @@ struct alignas(16) Bytes16 {
   uint32_t words[4];
 };
 
-// Copies 16 bytes past the L1 cache into shared memory without waiting; writes zeros, and reads nothing, unless `in_range`
-// (cp.async.cg with a source size of 16 or 0). Both addresses are multiples of 16.
+// Copies 16 bytes past the L1 cache into shared memory without waiting; writes zeros, and reads nothing, unless
+// `in_range` (cp.async.cg with a source size of 16 or 0). Both addresses are multiples of 16.
 FLAGATTN_DEVICE void cp_async_16(SharedAddress destination, const void* source, bool in_range) {
 #if FLAGATTN_ON_GPU
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
                "r"(in_range ? 16 : 0)
                : "memory");
 #else
-  host_exec::cp_async_16(destination, source, in_range ? 16 : 0);
+  host_exec::cp_async_16(destination, source, in_range);
 #endif
 }
 
@@ -30,8 +30,8 @@ FLAGATTN_DEVICE void cp_async_commit() {
 #endif
 }
 
-// Waits until at most the `kGroupsLeft` youngest of this thread's groups are still under way (cp.async.wait_group). Other
-// threads see the data only after a barrier that follows.
+// Waits until at most the `kGroupsLeft` youngest of this thread's groups are still under way (cp.async.wait_group).
+// Other threads see the data only after a barrier that follows.
 template <int kGroupsLeft>
 FLAGATTN_DEVICE void cp_async_wait() {
 #if FLAGATTN_ON_GPU
@@ -49,7 +49,7 @@ FLAGATTN_DEVICE Bytes16 load_global_16(const void* source) {
                : "=r"(value.words[0]), "=r"(value.words[1]), "=r"(value.words[2]), "=r"(value.words[3])
                : "l"(source));
 #else
-  host_exec::global_read(&value, source, 16);
+  host_exec::global_read_16(&value, source);
 #endif
   return value;
 }
@@ -61,7 +61,7 @@ FLAGATTN_DEVICE void store_global_16(void* destination, const Bytes16& value) {
                "r"(value.words[2]), "r"(value.words[3])
                : "memory");
 #else
-  host_exec::global_write(destination, &value, 16);
+  host_exec::global_write_16(destination, &value);
 #endif
 }
 

@@ -1,5 +1,5 @@
-// What the host twins of the PTX wrappers ask of the runner that executes kernels on the CPU (csrc/host_exec). Each call
-// is made by one CUDA thread; those named "collective" return once every lane of the warp has made the same call.
+// What the host twins of the PTX wrappers ask of the runner that executes kernels on the CPU (csrc/host_exec). Each
+// call is made by one CUDA thread; those named "collective" return once every lane of the warp has made the same call.
 #pragma once
 
 #include <cstddef>
@@ -23,15 +23,14 @@ int block_index();
 std::byte* shared_memory();
 uint32_t shared_address(const void* pointer);
 
-// Copies of 16 bytes from global to shared memory that land at any time up to the wait for their group; the bytes past
-// `bytes_to_read` are filled with zeros.
-void cp_async_16(uint32_t destination, const void* source, int bytes_to_read);
+// Copies of 16 bytes from global to shared memory, or of zeros, that land at any time up to the wait for their group.
+void cp_async_16(uint32_t destination, const void* source, bool in_range);
 void cp_async_commit();
 void cp_async_wait(int groups_left);
 
-// Plain accesses to global memory of the given size, with the alignment a GPU demands.
-void global_read(void* value, const void* source, int bytes);
-void global_write(void* destination, const void* value, int bytes);
+// Plain accesses to 16 bytes of global memory, on 16-byte borders.
+void global_read_16(void* value, const void* source);
+void global_write_16(void* destination, const void* value);
 
 // Warp collectives.
 void ldmatrix_x4(uint32_t (&matrices)[4], uint32_t address, bool transpose);

@@ -14,8 +14,8 @@
 
 namespace flagattn::ptx {
 
-// Enqueues `blocks` blocks of `threads` threads, each with a SharedStorage, that run kernel(argument). Launching no block is
-// allowed and does nothing. On the host the kernel has run when this returns.
+// Enqueues `blocks` blocks of `threads` threads, each with a SharedStorage, that run kernel(argument). Launching no
+// block is allowed and does nothing. On the host the kernel has run when this returns.
 template <typename SharedStorage, typename Argument>
 Status launch(void (*kernel)(const Argument), int64_t blocks, int threads, Stream stream, const Argument& argument) {
   static_assert(sizeof(Argument) <= 4096);

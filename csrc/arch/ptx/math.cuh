@@ -44,7 +44,8 @@ FLAGATTN_DEVICE float log2_approx(float x) {
 #endif
 }
 
-// Rounds two floats to the nearest Element and packs them, `low` into the low half (cvt.rn.bf16x2.f32, cvt.rn.f16x2.f32).
+// Rounds two floats to the nearest Element and packs them, `low` into the low half (cvt.rn.bf16x2.f32,
+// cvt.rn.f16x2.f32).
 template <typename Element>
 FLAGATTN_DEVICE uint32_t pack(float low, float high) {
   constexpr bool kIsBFloat16 = std::is_same_v<Element, BFloat16>;

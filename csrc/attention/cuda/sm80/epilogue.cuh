@@ -1,6 +1,7 @@
 // The way out: normalise, gather whole rows through shared memory, write them 16 bytes at a time.
 #pragma once
 
+#include "arch/planted_fault.h"
 #include "attention/cuda/sm80/shared_tile.cuh"
 #include "attention/cuda/sm80/softmax.cuh"
 
@@ -23,7 +24,7 @@ FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const OnlineS
       *pair = ptx::pack<typename Traits::Element>(output[i][j][h] * inverse, output[i][j][h + 1] * inverse);
     }
   }
-  ptx::sync_warp();
+  if (!planted(Fault::kMissingWarpSync)) ptx::sync_warp();
 
   constexpr int kChunks = kHeadDim / 8;
   constexpr int kRowsPerPass = ptx::kWarpSize / kChunks;

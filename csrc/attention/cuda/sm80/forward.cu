@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "attention/cuda/sm80/heuristics.h"
 
@@ -38,10 +40,12 @@ Status check(const AttentionParams& params) {
                            "; attention on CUDA supports multiples of 8 from 8 to 128");
     }
   }
-  const std::pair<const char*, const HeadsView&> operands[] = {
-      {"q", params.q}, {"k", params.k}, {"v", params.v}, {"out", params.out}};
-  for (const auto& [name, view] : operands) {
-    if (!is_aligned(view)) {
+  const bool has_q = (params.is_packed() ? params.total_q : params.batch * params.seqlen_q) > 0;
+  const bool has_k = (params.is_packed() ? params.total_k : params.batch * params.seqlen_k) > 0;
+  const std::tuple<const char*, const HeadsView&, bool> operands[] = {
+      {"q", params.q, has_q}, {"k", params.k, has_k}, {"v", params.v, has_k}, {"out", params.out, has_q}};
+  for (const auto& [name, view, has_rows] : operands) {
+    if (has_rows && !is_aligned(view)) {
       return Status::error(std::string(name) +
                            " does not start at, or step in, multiples of 16 bytes as attention on CUDA needs; "
                            "call .contiguous() on it");

@@ -14,28 +14,40 @@ struct ForwardArguments {
   ScoreScale scale;
 };
 
-// Where one sequence lies in a packed operand. Offsets that point outside `total` rows are clamped: wrong values may give
-// wrong numbers, but reach no memory outside the operands.
+// Where one sequence lies in a packed operand. Offsets that point outside `total` rows are clamped: wrong values may
+// give wrong numbers, but reach no memory outside the operands.
 struct SequenceRows {
   int first;
   int length;
 };
 
-FLAGATTN_DEVICE SequenceRows sequence_rows(const int32_t* cu_seqlens, int batch, int64_t longest, int64_t total) {
+FLAGATTN_DEVICE SequenceRows sequence_rows(const int32_t* cu_seqlens, int sequence, int64_t longest, int64_t total) {
   if (cu_seqlens == nullptr) return {0, static_cast<int>(longest)};
   const auto clamp = [](int64_t value, int64_t most) { return value < 0 ? 0 : value < most ? value : most; };
-  const int64_t first = clamp(cu_seqlens[batch], total);
-  const int64_t end = clamp(cu_seqlens[batch + 1], total);
+  const int64_t first = clamp(cu_seqlens[sequence], total);
+  const int64_t end = clamp(cu_seqlens[sequence + 1], total);
   return {static_cast<int>(first), static_cast<int>(clamp(end - first, longest))};
 }
 
-// Head `head` of the sequence that starts at row `sequence.first`, or of batch `batch` where the operand is dense.
+// Head `head` of sequence `sequence`, whose rows are `rows`.
 template <typename Element>
-FLAGATTN_DEVICE HeadRows<Element> head_rows(const HeadsView& view, bool packed, int batch, const SequenceRows& sequence, int head,
-                                            int64_t columns) {
+FLAGATTN_DEVICE HeadRows<Element> head_rows(const HeadsView& view, bool packed, int sequence, const SequenceRows& rows,
+                                            int head, int64_t columns) {
   const int64_t offset =
-      head * view.head_stride + (packed ? sequence.first * view.row_stride : batch * view.batch_stride);
-  return {static_cast<Element*>(view.data) + offset, view.row_stride, sequence.length, static_cast<int>(columns)};
+      head * view.head_stride + (packed ? rows.first * view.row_stride : sequence * view.batch_stride);
+  return {static_cast<Element*>(view.data) + offset, view.row_stride, rows.length, static_cast<int>(columns)};
+}
+
+// Rows behind the last sequence of a packed operand: output 0, LSE -inf. As many as there may be, in strides of all
+// blocks.
+template <typename Element>
+FLAGATTN_DEVICE void clear_rows_behind(const AttentionParams& p, int head, int first_row, int row_step) {
+  const int32_t end = p.cu_seqlens_q[p.batch];
+  for (int64_t row = (end > 0 ? end : 0) + first_row; row < p.total_q; row += row_step) {
+    p.lse.data[head * p.lse.head_stride + row] = -INFINITY;
+    Element* out = static_cast<Element*>(p.out.data) + row * p.out.row_stride + head * p.out.head_stride;
+    for (int column = 0; column < p.head_dim_v; column += 8) ptx::store_global_16(out + column, {});
+  }
 }
 
 template <typename Traits>
@@ -50,14 +62,18 @@ attention_forward_kernel(FLAGATTN_KERNEL_ARGUMENT ForwardArguments arguments) {
   // The block's work. Packed sequences may be shorter than the grid was made for.
   const auto work = arguments.schedule.work_of(ptx::block_index());
   const bool packed = p.is_packed();
-  const SequenceRows q_rows = sequence_rows(p.cu_seqlens_q, work.batch, p.seqlen_q, p.total_q);
-  const SequenceRows k_rows = sequence_rows(p.cu_seqlens_k, work.batch, p.seqlen_k, p.total_k);
+  if (work.sequence == p.batch) {
+    return clear_rows_behind<Element>(p, work.head, work.query_tile * Traits::kThreads + ptx::thread_index(),
+                                      arguments.schedule.query_tiles * Traits::kThreads);
+  }
+  const SequenceRows q_rows = sequence_rows(p.cu_seqlens_q, work.sequence, p.seqlen_q, p.total_q);
+  const SequenceRows k_rows = sequence_rows(p.cu_seqlens_k, work.sequence, p.seqlen_k, p.total_k);
   const int first_row = work.query_tile * Traits::kBlockM;
   if (first_row >= q_rows.length) return;
   const int head_k = work.head / static_cast<int>(p.heads_q / p.heads_k);
-  const auto q = head_rows<const Element>(p.q, packed, work.batch, q_rows, work.head, p.head_dim);
-  const auto k = head_rows<const Element>(p.k, packed, work.batch, k_rows, head_k, p.head_dim);
-  const auto v = head_rows<const Element>(p.v, packed, work.batch, k_rows, head_k, p.head_dim_v);
+  const auto q = head_rows<const Element>(p.q, packed, work.sequence, q_rows, work.head, p.head_dim);
+  const auto k = head_rows<const Element>(p.k, packed, work.sequence, k_rows, head_k, p.head_dim);
+  const auto v = head_rows<const Element>(p.v, packed, work.sequence, k_rows, head_k, p.head_dim_v);
 
   // The keys its rows see, in tiles, and those that all of them see.
   const MaskShape mask{q_rows.length, k_rows.length, p.mask};
@@ -93,9 +109,10 @@ attention_forward_kernel(FLAGATTN_KERNEL_ARGUMENT ForwardArguments arguments) {
 
   // Epilogue.
   softmax.finish();
-  float* lse = p.lse.data + work.head * p.lse.head_stride + (packed ? q_rows.first : work.batch * p.lse.batch_stride);
+  float* lse =
+      p.lse.data + work.head * p.lse.head_stride + (packed ? q_rows.first : work.sequence * p.lse.batch_stride);
   store_log_sum_exp(softmax, arguments.scale.exponent_scale, lse, q_rows.length, warp_row, lane);
-  const auto out = head_rows<Element>(p.out, packed, work.batch, q_rows, work.head, p.head_dim_v);
+  const auto out = head_rows<Element>(p.out, packed, work.sequence, q_rows, work.head, p.head_dim_v);
   store_output(output, softmax, shared.q, out, warp_row, warp, lane);
 }
 

@@ -1,4 +1,5 @@
-// One instantiation of the forward kernel and its launch. CMake writes a source file per instantiation that includes this.
+// One instantiation of the forward kernel and its launch. CMake writes a source file per instantiation that includes
+// this.
 #pragma once
 
 #include "arch/ptx/launch.cuh"

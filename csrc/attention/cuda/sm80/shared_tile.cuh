@@ -1,5 +1,5 @@
-// Tiles in shared memory: rows of kHeadDim 16-bit elements, swizzled so that neither the copies in nor the matrix loads out
-// meet a bank twice.
+// Tiles in shared memory: rows of kHeadDim 16-bit elements, swizzled so that neither the copies in nor the matrix loads
+// out meet a bank twice.
 #pragma once
 
 #include "arch/planted_fault.h"
@@ -8,15 +8,15 @@
 
 namespace flagattn::sm80 {
 
-// Byte offset of the 16-byte chunk `chunk` of row `row`. The eight rows of one matrix load ask for one chunk index; the XOR
-// spreads them over all 32 banks. It permutes chunks inside a row only.
+// Byte offset of the 16-byte chunk `chunk` of row `row`. The eight rows of one matrix load ask for one chunk index; the
+// XOR spreads them over all 32 banks. It permutes chunks inside a row only.
 template <int kHeadDim>
 FLAGATTN_HOST_DEVICE constexpr uint32_t chunk_offset(int row, int chunk) {
   return static_cast<uint32_t>(row * kHeadDim * 2 + ((chunk ^ (row & 7)) << 4));
 }
 
-// Moves the address of a chunk of even index 0 (or of odd index 1) by 2 * `steps` chunks within its row. One XOR per load
-// instead of a register per chunk; tiles start at multiples of 1024, so it cannot carry into the row.
+// Moves the address of a chunk of even index 0 (or of odd index 1) by 2 * `steps` chunks within its row. One XOR per
+// load instead of a register per chunk; tiles start at multiples of 1024, so it cannot carry into the row.
 FLAGATTN_HOST_DEVICE constexpr uint32_t advance_chunks(uint32_t address, int steps) {
   return address ^ static_cast<uint32_t>(steps << 5);
 }
@@ -30,8 +30,8 @@ struct HeadRows {
   int columns;
 };
 
-// Starts copying rows [first_row, first_row + kRows) into `tile`, each thread a column of chunks. Rows and columns that the
-// head does not have become zeros without being read: what lies there may be NaN, or another sequence.
+// Starts copying rows [first_row, first_row + kRows) into `tile`, each thread a column of chunks. Rows and columns that
+// the head does not have become zeros without being read: what lies there may be NaN, or another sequence.
 template <int kRows, int kHeadDim, int kThreads, typename Element>
 FLAGATTN_DEVICE void start_loading_tile(ptx::SharedAddress tile, const HeadRows<const Element>& head, int first_row) {
   constexpr int kChunks = kHeadDim / 8;

@@ -14,8 +14,8 @@ namespace flagattn::sm80 {
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
-// How a product q . k becomes an exponent of two: exponent = exponent_scale * transform(q . k). A positive scale without soft
-// cap needs no transform: it is folded into the exponent's one multiply-add.
+// How a product q . k becomes an exponent of two: exponent = exponent_scale * transform(q . k). A positive scale
+// without soft cap needs no transform: it is folded into the exponent's one multiply-add.
 struct ScoreScale {
   float exponent_scale;
   bool transforms;
@@ -55,7 +55,8 @@ FLAGATTN_DEVICE void transform_scores(typename Traits::Scores& scores, const Sco
   }
 }
 
-// Which elements of a tile are scores of visible keys, as 32-bit numbers: MaskShape::diagonals() and the number of keys.
+// Which elements of a tile are scores of visible keys, as 32-bit numbers: MaskShape::diagonals() and the number of
+// keys.
 struct ElementMask {
   int first_diagonal;
   int end_diagonal;
@@ -123,7 +124,7 @@ struct OnlineSoftmax {
         }
       }
       sum[r] = std::fma(sum[r], correction, added);
-      if constexpr (!planted(Fault::kMissingRescale)) {
+      if (!planted(Fault::kMissingRescale)) {
         FLAGATTN_UNROLL_ALL
         for (int j = 0; j < Traits::kHeadDim / 8; ++j) {
           output[i][j][h] *= correction;
@@ -137,6 +138,7 @@ struct OnlineSoftmax {
   FLAGATTN_DEVICE void finish() {
     FLAGATTN_UNROLL_ALL
     for (int r = 0; r < kRows; ++r) {
+      if (planted(Fault::kDivergentCollective) && ptx::thread_index() == 0) continue;
       sum[r] += ptx::shuffle_xor(sum[r], 1);
       sum[r] += ptx::shuffle_xor(sum[r], 2);
     }

@@ -1,5 +1,5 @@
-// Keys and values of a block, in the order K, V, K, V, ... from the last tile to the first, through a ring of three slots in
-// shared memory: while one tile is used, the next two are on their way.
+// Keys and values of a block, in the order K, V, K, V, ... from the last tile to the first, through a ring of three
+// slots in shared memory: while one tile is used, the next two are on their way.
 #pragma once
 
 #include "arch/ptx/barrier.cuh"
@@ -14,16 +14,17 @@ class TileStream {
   using Rows = HeadRows<const typename Traits::Element>;
   static_assert(Traits::kSlots == 3);  // two ahead of keys are the next keys, two ahead of values the next values
 
-  // Starts copying the last tile's keys and values; copies of the caller that are not committed yet join the first group.
-  // The tiles are [first_tile, end_tile).
-  FLAGATTN_DEVICE TileStream(typename Traits::SharedStorage& shared, const Rows& keys, const Rows& values, int first_tile,
-                             int end_tile)
+  // Starts copying the last tile's keys and values; copies of the caller that are not committed yet join the first
+  // group. The tiles are [first_tile, end_tile).
+  FLAGATTN_DEVICE TileStream(typename Traits::SharedStorage& shared, const Rows& keys, const Rows& values,
+                             int first_tile, int end_tile)
       : keys_(keys), values_(values), ring_(ptx::shared_address(shared.ring)), first_tile_(first_tile) {
     start_loading(keys_, end_tile - 1, 0);
     start_loading(values_, end_tile - 1, kSlotBytes);
   }
 
-  // The keys of `tile` in shared memory, valid until values(tile) is called; and its values, valid until keys(tile - 1) is.
+  // The keys of `tile` in shared memory, valid until values(tile) is called; and its values, valid until keys(tile - 1)
+  // is.
   FLAGATTN_DEVICE ptx::SharedAddress keys(int tile) { return advance(keys_, tile - 1); }
   FLAGATTN_DEVICE ptx::SharedAddress values(int tile) { return advance(values_, tile - 1); }
 
@@ -34,10 +35,10 @@ class TileStream {
 
   // Waits for the stream's next tile, and refills the slot of the one before it.
   FLAGATTN_DEVICE ptx::SharedAddress advance(const Rows& next, int next_tile) {
-    ptx::cp_async_wait<planted(Fault::kMissingCopyWait) ? 2 : 1>();
-    if constexpr (planted(Fault::kEarlySlotRelease)) start_loading(next, next_tile, slot_);
-    if constexpr (!planted(Fault::kMissingBarrier)) ptx::sync_block();  // every copy has landed, every reader is done
-    if constexpr (!planted(Fault::kEarlySlotRelease)) start_loading(next, next_tile, slot_);
+    if (!planted(Fault::kMissingCopyWait)) ptx::cp_async_wait<1>();
+    if (planted(Fault::kEarlySlotRelease)) start_loading(next, next_tile, slot_);
+    if (!planted(Fault::kMissingBarrier)) ptx::sync_block();  // every copy has landed, every reader is done
+    if (!planted(Fault::kEarlySlotRelease)) start_loading(next, next_tile, slot_);
     slot_ = following(slot_);
     return ring_ + slot_;
   }
@@ -46,7 +47,7 @@ class TileStream {
   FLAGATTN_DEVICE void start_loading(const Rows& rows, int tile, uint32_t slot) {
     if (tile >= first_tile_) {
       start_loading_tile<Traits::kBlockN, Traits::kHeadDim, Traits::kThreads>(ring_ + slot, rows,
-                                                                             tile * Traits::kBlockN);
+                                                                              tile * Traits::kBlockN);
     }
     ptx::cp_async_commit();
   }

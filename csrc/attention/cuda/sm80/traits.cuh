@@ -27,8 +27,8 @@ struct ForwardTraits {
     Element ring[kSlots][kBlockN * kHeadDim];
   };
 
-  // Accumulators of a warp's (kRowsPerWarp, 8 kTiles) tile: element [i][j][2 h + e] is row 16 i + 8 h + lane / 4, column
-  // 8 j + 2 (lane % 4) + e.
+  // Accumulators of a warp's (kRowsPerWarp, 8 kTiles) tile: element [i][j][2 h + e] is row 16 i + 8 h + lane / 4,
+  // column 8 j + 2 (lane % 4) + e.
   template <int kTiles>
   using Accumulator = float[kRowTiles][kTiles][4];
   using Scores = Accumulator<kBlockN / 8>;

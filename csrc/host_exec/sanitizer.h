@@ -1,0 +1,84 @@
+// What the runner tells AddressSanitizer and ThreadSanitizer; nothing in the plain build.
+//
+// Under ThreadSanitizer the kernel is compiled with -fsanitize=thread and the runner without: every CUDA thread is a
+// TSan thread of its own (libtsan's fiber interface), and so is each thread's copy engine. The runner states what
+// orders them: barriers and waits are release/acquire pairs on tokens. A missing one is reported on any schedule, with
+// the kernel's line.
+#pragma once
+
+#include <cstddef>
+
+#if defined(FLAGATTN_HOST_EXEC_ASAN)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if defined(FLAGATTN_HOST_EXEC_TSAN)
+extern "C" {
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void* __tsan_get_current_fiber();
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* token);
+void __tsan_release(void* token);
+void __tsan_read_range(void* begin, unsigned long bytes);
+void __tsan_write_range(void* begin, unsigned long bytes);
+void __tsan_func_entry(void* caller);
+void __tsan_func_exit();
+}
+#endif
+
+namespace flagattn::host_exec::tsan {
+
+// Its address is what a happens-before edge goes through.
+struct Token {
+  char byte = 0;
+};
+
+#if defined(FLAGATTN_HOST_EXEC_TSAN)
+inline constexpr bool kEnabled = true;
+inline void* create() { return __tsan_create_fiber(0); }
+inline void destroy(void* context) { __tsan_destroy_fiber(context); }
+inline void* current() { return __tsan_get_current_fiber(); }
+inline void switch_to(void* context) { __tsan_switch_to_fiber(context, /*flags: no synchronisation*/ 1); }
+inline void acquire(Token& token) { __tsan_acquire(&token); }
+inline void release(Token& token) { __tsan_release(&token); }
+inline void read(const void* begin, size_t bytes) { __tsan_read_range(const_cast<void*>(begin), bytes); }
+inline void write(void* begin, size_t bytes) { __tsan_write_range(begin, bytes); }
+inline void enter(void* caller) { __tsan_func_entry(caller); }
+inline void leave() { __tsan_func_exit(); }
+#else
+inline constexpr bool kEnabled = false;
+inline void* create() { return nullptr; }
+inline void destroy(void*) {}
+inline void* current() { return nullptr; }
+inline void switch_to(void*) {}
+inline void acquire(Token&) {}
+inline void release(Token&) {}
+inline void read(const void*, size_t) {}
+inline void write(void*, size_t) {}
+inline void enter(void*) {}
+inline void leave() {}
+#endif
+
+// Puts the kernel's line into reports about accesses that the runner makes in its name.
+class Frame {
+ public:
+  explicit Frame(void* caller) { enter(caller); }
+  ~Frame() { leave(); }
+  Frame(const Frame&) = delete;
+};
+
+// Accesses inside belong to `context`, and orders taken there are its own.
+class ActingAs {
+ public:
+  explicit ActingAs(void* context) : back_(current()) { switch_to(context); }
+  ~ActingAs() { switch_to(back_); }
+  ActingAs(const ActingAs&) = delete;
+
+ private:
+  void* back_;
+};
+
+}  // namespace flagattn::host_exec::tsan
+
+#define FLAGATTN_HOST_EXEC_FRAME tsan::Frame frame(__builtin_return_address(0))
