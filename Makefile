@@ -2,11 +2,12 @@
 #
 #   TORCH='torch==2.14.1'    which torch the environment gets       VENV=none   use the current environment as it is
 #   PYTEST_ARGS='-k causal'  what pytest is told                    MAX_JOBS=2  compile jobs
-#   FLAGATTN_CUDA=OFF        build without CUDA
+#   FLAGATTN_CUDA=OFF        build without CUDA              DATA=path   what make demo trains on
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTEST_ARGS ?=
-DEMO_ARGS ?=
+DATA ?=
+DEMO_ARGS ?= $(if $(DATA),--data '$(DATA)')
 BENCH_ARGS ?=
 SHELL := /bin/bash
 .DEFAULT_GOAL := build

@@ -3,8 +3,9 @@
 from aquila2.cache import KVCache
 from aquila2.checkpoint import from_pretrained, save_pretrained
 from aquila2.config import PRESETS, Aquila2Config
-from aquila2.generate import Generation, Sampling, generate
+from aquila2.generate import Generation, generate
 from aquila2.model import Aquila2ForCausalLM, Aquila2Output, SwiGLU
+from aquila2.sampling import Sampling
 from aquila2.tokenizer import Aquila2Tokenizer
 
 __all__ = [

@@ -24,11 +24,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        # The safetensors writer makes files that only their owner can read.
+        temporary.chmod(0o666 & ~_umask())
         fsync_path(temporary)
         os.replace(temporary, path)
         fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -75,11 +76,12 @@ class KVCache:
         self._max_seqlen_q = max(counts, default=0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Appends k and v (1, T, Hk, D) of the tokens announced by `begin` and attends q (1, T, Hq, D) to all so far."""
+        """Appends k and v (1, T, Hk, D) of the tokens announced by `begin`; attends q (1, T, Hq, D) to all so far."""
         keys, values = self.keys[layer], self.values[layer]
         keys[self._slots] = k[0].to(keys.dtype)
         values[self._slots] = v[0].to(values.dtype)
-        return flagattn.flash_attn_varlen_func(
+        out = flagattn.flash_attn_varlen_func(
             q[0].to(keys.dtype), keys, values, self._cu_seqlens_q, self._cu_seqlens_k,
             self._max_seqlen_q, self.capacity, causal=True,
         )  # fmt: skip
+        return cast(Tensor, out)

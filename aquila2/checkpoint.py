@@ -108,7 +108,11 @@ def check_tensors(model: Aquila2ForCausalLM, tensors: Mapping[str, Tensor], sour
 
 
 def save_pretrained(
-    model: Aquila2ForCausalLM, path: Path | str, *, max_shard_bytes: int = 5_000_000_000, dtype: torch.dtype | None = None
+    model: Aquila2ForCausalLM,
+    path: Path | str,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Saves a model as `config.json` and safetensors, in a form that `from_pretrained` and transformers read.
 

@@ -68,7 +68,7 @@ class DecodingBatch:
 
     @torch.no_grad()
     def step(self) -> dict[int, int]:
-        """Feeds what is pending (first the prompts, then the last tokens) and returns the next id of every active row."""
+        """Feeds what is pending, first the prompts, then the last tokens; returns the next id of every active row."""
         rows, counts = self.active, [len(ids) for ids in self.pending]
         device = self.cache.keys.device
         packed = torch.tensor([[token for ids in self.pending for token in ids]], device=device)
@@ -82,7 +82,7 @@ class DecodingBatch:
 
 
 class TextAssembler:
-    """Turns one row's ids into text piece by piece: whole characters only, and nothing that may belong to a stop string."""
+    """Turns one row's ids into text piece by piece: whole characters, and nothing that may belong to a stop string."""
 
     def __init__(self, tokenizer: Aquila2Tokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class Aquila2Output(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What every layer's attention needs besides its input: rotary tables, places of the tokens, bounds of documents."""
+    """What attention needs besides its input in every layer: rotary tables, places of tokens, bounds of documents."""
 
     cos: Tensor  # (positions, D / 2) fp32
     sin: Tensor
@@ -59,8 +59,7 @@ class RMSNorm(nn.Module):
         """
         if residual is None:
             return flagattn.rms_norm(x, self.weight, self.eps), x
-        normed, summed = flagattn.rms_norm(x.to(residual.dtype), self.weight, self.eps, residual=residual)
-        return normed, summed
+        return flagattn.rms_norm(x, self.weight, self.eps, residual=residual)
 
 
 class SwiGLU(nn.Module):
@@ -74,7 +73,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = flagattn.swiglu(self.gate_proj(x), self.up_proj(x))  # (B, S, F)
-        return self.down_proj(hidden)
+        return cast(Tensor, self.down_proj(hidden))
 
 
 class Attention(nn.Module):
@@ -95,6 +94,7 @@ class Attention(nn.Module):
         q = self._rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), context)  # (B, S, Hq, D)
         k = self._rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), context)  # (B, S, Hk, D)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, S, Hk, D)
+        out: object
         if context.cache is not None:
             out = context.cache.attend(self.layer, q, k, v)
         elif context.cu_seqlens is not None:
@@ -104,7 +104,7 @@ class Attention(nn.Module):
             )  # (T, Hq, D)
         else:
             out = flagattn.flash_attn_func(q, k, v, causal=True)
-        return self.o_proj(out.reshape(*x.shape[:2], -1))
+        return cast(Tensor, self.o_proj(cast(Tensor, out).reshape(*x.shape[:2], -1)))
 
     def _rotate(self, x: Tensor, context: AttentionContext) -> Tensor:
         return flagattn.apply_rotary(

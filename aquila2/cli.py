@@ -1,0 +1,213 @@
+"""The command `aquila2`: train, generate, tokenizer, configs, demo."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from aquila2.checkpoint import from_pretrained
+from aquila2.config import PRESETS
+from aquila2.generate import generate
+from aquila2.sampling import Sampling
+from aquila2.tokenizer import Aquila2Tokenizer
+from aquila2.training.checkpoints import newest_valid
+from aquila2.training.curve import write_loss_curve
+from aquila2.training.metrics import read_metrics
+from aquila2.training.options import Options, load_options
+from aquila2.training.sources import read_documents
+from aquila2.training.trainer import Result, train
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status; a wrong argument or file is one sentence, not a traceback."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+        return status
+    except (ValueError, OSError, ModuleNotFoundError, NotImplementedError) as error:
+        print(f"aquila2 {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def train_and_report(options: Options) -> Result:
+    """Trains, prints the held-out losses before and after, and draws the loss curve into the run's folder."""
+    result = train(options)
+    folder = Path(options.run.folder)
+    curve = folder / "loss.svg"
+    write_loss_curve(
+        read_metrics(folder), curve, f"{folder.name}: loss over {result.progress.tokens:,} training tokens"
+    )
+    if result.stopped_by is not None:
+        print(f"stopped after step {result.progress.step}; run the same command again to continue")
+    print_heldout(result)
+    print(f"loss curve   {curve}")
+    print(f"checkpoint   {result.checkpoint}")
+    return result
+
+
+def print_heldout(result: Result) -> None:
+    """Prints one line per source: held-out loss before and after."""
+    width = max(len(source) for source in result.heldout_before)
+    print(f"{'held-out loss':<{width + 2}}  before   after")
+    for source, before in result.heldout_before.items():
+        print(f"  {source:<{width}}  {before:6.3f}  {result.heldout_after[source]:6.3f}")
+
+
+def config_table() -> str:
+    """All named configurations as a Markdown table."""
+    lines = [
+        "| name | parameters | layers | hidden | FFN | heads | kv heads | vocab | context | theta | rope scaling |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, config in PRESETS.items():
+        millions = config.num_parameters / 1e6
+        size = f"{millions / 1e3:.2f} B" if millions >= 1000 else f"{millions:.1f} M"
+        scaled = config.rope_scaling != "none"
+        scaling = f"{config.rope_scaling} x{config.rope_scaling_factor:g}" if scaled else "none"
+        cells = [
+            f"`{name}`", size, config.num_hidden_layers, config.hidden_size, config.intermediate_size,
+            config.num_attention_heads, config.num_key_value_heads, config.vocab_size,
+            config.max_position_embeddings, f"{config.rope_theta:g}", scaling,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def model_folder(path: str) -> Path:
+    """The folder with a model: the path itself, or the newest whole checkpoint of the run that it names."""
+    folder = Path(path)
+    if (folder / "checkpoints").is_dir():
+        checkpoint = newest_valid(folder / "checkpoints", lambda sentence: print(sentence, file=sys.stderr))
+        if checkpoint is None:
+            raise FileNotFoundError(f"{folder} is a run without a whole checkpoint")
+        return checkpoint
+    return folder
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aquila2", description="Aquila2 on flagattn: train, generate, tokenise.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("train", help="train a model as a YAML file says, or continue the run in its folder")
+    command.add_argument("config", help="YAML file, or the name of a recipe of the package (demo)")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="options to change, e.g. optimizer.lr=3e-4")
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser("generate", help="continue prompts")
+    command.add_argument("model", help="folder of a model or of a training run")
+    command.add_argument("prompts", nargs="+", metavar="prompt", help="text to continue; several are run as one batch")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    command.add_argument("--top-k", type=int, default=0)
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=None)
+    command.add_argument("--stop", action="append", default=[], help="string that ends the text; may be repeated")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
+    command.add_argument("--device", default="cpu")
+    command.set_defaults(run=_generate)
+
+    command = commands.add_parser("tokenizer", help="train a tokenizer, or look at what one does")
+    actions = command.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("train", help="learn a vocabulary from files or folders")
+    action.add_argument("paths", nargs="+", help="folders, text files, .jsonl or .parquet")
+    action.add_argument("--vocab-size", type=int, required=True)
+    action.add_argument("--out", required=True, help="folder for the result")
+    action.set_defaults(run=_tokenizer_train)
+    action = actions.add_parser("encode", help="print the ids of a text")
+    action.add_argument("tokenizer", help="folder of a tokenizer")
+    action.add_argument("text")
+    action.set_defaults(run=_tokenizer_encode)
+    action = actions.add_parser("decode", help="print the text of ids")
+    action.add_argument("tokenizer", help="folder of a tokenizer")
+    action.add_argument("ids", nargs="+", type=int)
+    action.set_defaults(run=_tokenizer_decode)
+
+    command = commands.add_parser("configs", help="print the named configurations")
+    command.set_defaults(run=_configs)
+
+    command = commands.add_parser("demo", help="train a small model on this machine's text, generate, compare kernels")
+    command.add_argument("--data", help="your own folder, .jsonl or .parquet instead of the machine's text")
+    command.add_argument("--folder", default="runs/demo", help="where the run goes; an earlier demo there is replaced")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="options to change, e.g. train.samples=500")
+    command.set_defaults(run=_demo)
+    return parser
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    recipe = RECIPES / f"{parsed.config}.yaml"
+    result = train_and_report(load_options(recipe if recipe.is_file() else parsed.config, parsed.overrides))
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _generate(parsed: argparse.Namespace) -> int:
+    folder = model_folder(parsed.model)
+    dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
+    model = from_pretrained(folder, dtype=dtype, device=parsed.device)
+    tokenizer = Aquila2Tokenizer.from_pretrained(folder)
+    sampling = Sampling(temperature=parsed.temperature, top_k=parsed.top_k, top_p=parsed.top_p, seed=parsed.seed)
+    alone = len(parsed.prompts) == 1
+    if alone:
+        print(parsed.prompts[0], end="", flush=True)
+    results = generate(
+        model,
+        tokenizer,
+        parsed.prompts,
+        max_new_tokens=parsed.max_new_tokens,
+        sampling=sampling,
+        stop=parsed.stop,
+        on_text=(lambda row, piece: print(piece, end="", flush=True)) if alone else None,
+    )
+    if alone:
+        print()
+    else:
+        for prompt, result in zip(parsed.prompts, results, strict=True):
+            print(f"{prompt}{result.text}\n---")
+    return 0
+
+
+def _tokenizer_train(parsed: argparse.Namespace) -> int:
+    texts = (document.text for path in parsed.paths for document in read_documents(path))
+    tokenizer = Aquila2Tokenizer.train(texts, parsed.vocab_size, progress=sys.stderr.isatty())
+    tokenizer.save_pretrained(parsed.out)
+    print(f"{len(tokenizer)} ids in {parsed.out}")
+    return 0
+
+
+def _tokenizer_encode(parsed: argparse.Namespace) -> int:
+    print(*Aquila2Tokenizer.from_pretrained(parsed.tokenizer).encode(parsed.text))
+    return 0
+
+
+def _tokenizer_decode(parsed: argparse.Namespace) -> int:
+    print(Aquila2Tokenizer.from_pretrained(parsed.tokenizer).decode(parsed.ids, skip_special=False))
+    return 0
+
+
+def _configs(parsed: argparse.Namespace) -> int:
+    print(config_table())
+    return 0
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from aquila2.demo import run_demo
+
+    stopped_by = run_demo(parsed.data, Path(parsed.folder), parsed.overrides)
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(main())

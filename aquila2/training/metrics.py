@@ -1,0 +1,93 @@
+"""What a run measures: a JSON line per step, TensorBoard beside it, losses on held-out rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aquila2.model import Aquila2ForCausalLM
+from aquila2.training.data import Batch
+
+
+class MetricsLog:
+    """Appends one JSON object per record to `metrics.jsonl`, and scalars to TensorBoard where it is wanted.
+
+    Args:
+        folder: The run's folder.
+        last_step: Continue after this step; records of later steps, which a crash has undone, are removed.
+        tensorboard: Also write event files.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, last_step: int, tensorboard: bool) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [record for record in read_metrics(folder) if record["step"] <= last_step]
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ModuleNotFoundError(
+                    "tensorboard is not installed; install it (pip install tensorboard) or set run.tensorboard=false"
+                ) from error
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one record; numbers in it also become scalars named kind/key."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for key, value in values.items():
+                self._writer.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run; a line that a crash has cut off is left out."""
+    path = folder / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+@torch.no_grad()
+def heldout_loss(
+    model: Aquila2ForCausalLM, batches: Mapping[str, Sequence[Batch]], device: torch.device, bf16: bool = False
+) -> dict[str, float]:
+    """Mean cross-entropy per target of every source, and under "all" the mean over sources."""
+    was_training = model.training
+    model.eval()
+    losses: dict[str, float] = {}
+    for source, parts in batches.items():
+        total, count = 0.0, 0
+        for part in parts:
+            batch = part.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = model(
+                    batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
+                ).loss
+            total += float(loss) * batch.num_targets
+            count += batch.num_targets
+        losses[source] = total / count if count else math.nan
+    losses["all"] = sum(losses.values()) / len(losses)
+    model.train(was_training)
+    return losses

@@ -1,0 +1,259 @@
+"""The configuration of a training run: typed sections, read from YAML, overridden by key=value."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from aquila2.config import Aquila2Config
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """One source of text: its name in reports, where it is, and its share of the training samples."""
+
+    name: str
+    path: str  # a folder, .txt, .md, .py, .jsonl or .parquet, or builtin:NAME (see aquila2.training.builtin)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions:
+    """A folder with a tokenizer, or the size of one to train on the sources."""
+
+    path: str | None = None
+    vocab_size: int = 4104
+    sample_bytes: int = 4_000_000  # text of all sources together that the trainer looks at
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Sources and how they are packed."""
+
+    sources: list[SourceOptions] = field(default_factory=list)
+    seq_len: int = 512
+    heldout: float = 0.02  # share of documents kept out of training
+    heldout_rows: int = 16  # rows per source that the held-out loss is measured on
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """AdamW, decaying matrices only."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0  # largest gradient norm; 0 turns clipping off
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """Learning rate over samples: linear warm-up, then cosine, or constant with a linear end (wsd)."""
+
+    kind: str = "cosine"
+    warmup_samples: int = 0
+    decay_samples: int = 0  # length of the end of wsd
+    min_ratio: float = 0.1  # final learning rate as a share of the largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Sequences per micro-batch and per optimizer step, with an optional ramp of the latter."""
+
+    micro: int = 8
+    size: int = 8
+    ramp_start: int = 0  # first batch size; 0 turns the ramp off
+    ramp_increment: int = 0
+    ramp_samples: int = 0  # samples over which the ramp runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Length and arithmetic of the run."""
+
+    samples: int = 1000
+    seed: int = 1234
+    precision: str = "fp32"  # fp32, or bf16: autocast with fp32 weights, residual stream, norms, angles and loss
+    activation_checkpointing: bool = False
+    compile: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where the run lives and what it writes. These may change between a run and its continuation."""
+
+    folder: str = "runs/default"
+    save_every: int = 0  # steps between checkpoints; 0 saves only at the end and on interruption
+    keep: int = 2  # newest checkpoints kept
+    eval_every: int = 0  # steps between held-out losses; 0 measures before and after only
+    tensorboard: bool = True
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A whole run."""
+
+    model: dict[str, Any] = field(default_factory=lambda: {"preset": "4m"})
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.data.sources]
+        checks = [
+            (bool(names), f"data.sources must name at least one source, got {names}"),
+            (len(set(names)) == len(names), f"data.sources must have different names, got {names}"),
+            (all(s.weight > 0 for s in self.data.sources), "data.sources must have positive weights"),
+            (self.data.seq_len > 1, f"data.seq_len must be at least 2, got {self.data.seq_len}"),
+            (0 < self.data.heldout < 1, f"data.heldout must lie in (0, 1), got {self.data.heldout}"),
+            (
+                self.schedule.kind in ("cosine", "wsd"),
+                f"schedule.kind must be cosine or wsd, got {self.schedule.kind!r}",
+            ),
+            (self.batch.micro > 0, f"batch.micro must be at least 1, got {self.batch.micro}"),
+            (
+                self.batch.size > 0 and self.batch.size % self.batch.micro == 0,
+                f"batch.size must be a multiple of batch.micro ({self.batch.micro}), got {self.batch.size}",
+            ),
+            (
+                self.batch.ramp_start % self.batch.micro == 0 and self.batch.ramp_increment % self.batch.micro == 0,
+                f"batch.ramp_start and batch.ramp_increment must be multiples of batch.micro ({self.batch.micro}), "
+                f"got {self.batch.ramp_start} and {self.batch.ramp_increment}",
+            ),
+            (
+                self.batch.ramp_start == 0 or (self.batch.ramp_increment > 0 and self.batch.ramp_samples > 0),
+                "batch.ramp_start needs positive batch.ramp_increment and batch.ramp_samples",
+            ),
+            (
+                self.train.precision in ("fp32", "bf16"),
+                f"train.precision must be fp32 or bf16, got {self.train.precision!r}",
+            ),
+        ]
+        for holds, sentence in checks:
+            if not holds:
+                raise ValueError(sentence)
+
+    def model_config(self, vocab_size: int, bos: int, eos: int, pad: int) -> Aquila2Config:
+        """The model's configuration: the preset, fitted to a tokenizer, then the fields given in the model section."""
+        fields = dict(self.model)
+        preset = Aquila2Config.named(fields.pop("preset", "4m"))
+        fitted = preset.replace(
+            vocab_size=-(-vocab_size // 8) * 8,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            pad_token_id=pad,
+            max_position_embeddings=max(preset.max_position_embeddings, self.data.seq_len),
+        )
+        known = {f.name: f.type for f in dataclasses.fields(Aquila2Config)}
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise ValueError(f"model has no option {unknown[0]!r}; it has preset, {', '.join(known)}")
+        hints = typing.get_type_hints(Aquila2Config)
+        return fitted.replace(**{key: _convert(value, hints[key], f"model.{key}") for key, value in fields.items()})
+
+
+def load_options(path: Path | str, overrides: Sequence[str] = ()) -> Options:
+    """Reads a YAML file and applies overrides like `optimizer.lr=3e-4`.
+
+    Raises:
+        ValueError: An unknown option, a value of the wrong type, or values that do not fit together.
+    """
+    with Path(path).open(encoding="utf-8") as file:
+        entries = yaml.safe_load(file) or {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ValueError(f"an override must look like section.key=value, got {override!r}")
+        *sections, last = key.split(".")
+        place = entries
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{key} is not an option: {section} is not a section")
+        place[last] = yaml.safe_load(text)
+    return parse_options(entries)
+
+
+def parse_options(entries: Mapping[str, Any]) -> Options:
+    """Options from nested mappings, e.g. parsed YAML."""
+    return _build(Options, entries, "")
+
+
+def dump_options(options: Options) -> str:
+    """The options as YAML, with every default spelled out."""
+    return str(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True))
+
+
+def changed_options(old: Options, new: Options) -> list[str]:
+    """Dotted names of options that differ and may not change when a run is continued."""
+    sections = [f.name for f in dataclasses.fields(Options) if f.name != "run"]
+    changed = []
+    for section in sections:
+        before, after = getattr(old, section), getattr(new, section)
+        if isinstance(before, dict):
+            keys = sorted(set(before) | set(after))
+            changed += [f"{section}.{key}" for key in keys if before.get(key) != after.get(key)]
+        else:
+            names = [f.name for f in dataclasses.fields(before)]
+            changed += [f"{section}.{name}" for name in names if getattr(before, name) != getattr(after, name)]
+    return changed
+
+
+def _build(cls: type[T], entries: Any, where: str) -> T:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{where or 'the configuration'} must be a section with options, got {entries!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(str(key) for key in entries if key not in hints)
+    if unknown:
+        raise ValueError(f"{where or 'the configuration'} has no option {unknown[0]!r}; it has {', '.join(hints)}")
+    prefix = f"{where}." if where else ""
+    try:
+        return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in entries.items()})
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _convert(value: Any, wanted: Any, where: str) -> Any:
+    """Converts what YAML made of a value to the type of its field; text like 3e-4, which YAML leaves text, included."""
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(value, inner[0], where)
+    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        return _build(wanted, value, where)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        return [_convert(item, inner[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a section, got {value!r}")
+        return dict(value)
+    try:
+        if wanted is float and not isinstance(value, bool):
+            return float(value)
+        if wanted is int and not isinstance(value, bool) and int(value) == float(value):
+            return int(value)
+    except (TypeError, ValueError):
+        pass
+    if wanted is bool and isinstance(value, bool):
+        return value
+    if wanted is str and isinstance(value, (str, int, float)):
+        return str(value)
+    raise ValueError(f"{where} must be {getattr(wanted, '__name__', wanted)}, got {value!r}")
