@@ -23,8 +23,8 @@ target_include_directories(flagattn_torch SYSTEM INTERFACE ${FLAGATTN_TORCH_INCL
 # A module that exports no symbol (its static initialisers register the ops) and finds torch already loaded in the process,
 # hence no RPATH. libstdc++ and libgcc stay shared: exceptions pass from our ops into torch, and two unwinders in one
 # process would not see each other's frames.
-function(flagattn_add_module name)
-  add_library(${name} MODULE ${ARGN})
+function(flagattn_add_test_module name)
+  add_library(${name} MODULE EXCLUDE_FROM_ALL ${ARGN})
   target_link_libraries(${name} PRIVATE flagattn_flags flagattn_torch)
   find_library(FLAGATTN_TORCH_CPU_LIBRARY torch_cpu PATHS ${FLAGATTN_TORCH_LIBRARY_DIRS} NO_DEFAULT_PATH NO_CACHE REQUIRED)
   target_link_libraries(${name} PRIVATE "${FLAGATTN_TORCH_CPU_LIBRARY}" ${CMAKE_DL_LIBS})
@@ -36,6 +36,12 @@ function(flagattn_add_module name)
     set_property(TARGET ${name} APPEND PROPERTY LINK_DEPENDS "${exports}")
     target_link_options(${name} PRIVATE -Wl,--no-undefined -Wl,--as-needed -Wl,--gc-sections "-Wl,--version-script=${exports}")
   endif()
+endfunction()
+
+# The same, and shipped: part of every build, copied into the package for in-place builds, installed into wheels.
+function(flagattn_add_module name)
+  flagattn_add_test_module(${name} ${ARGN})
+  set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL OFF)
   if(FLAGATTN_COPY_TO)  # by a rename, so that running processes keep the old one and a failed link leaves it in place
     add_custom_command(TARGET ${name} POST_BUILD VERBATIM
       COMMAND ${CMAKE_COMMAND} -E copy $<TARGET_FILE:${name}> "${FLAGATTN_COPY_TO}/${name}.so.new"

@@ -25,6 +25,13 @@ ENVIRONMENT = (
         "Instruction set of the CPU kernels. A level the host lacks is not used; `python -m flagattn` says so.",
     ),
     EnvironmentVariable(
+        "FLAGATTN_LIBRARY",
+        "import",
+        "a path",
+        "the built `flagattn/_C.so`",
+        "Another build of the CPU library to load, such as one with sanitizers.",
+    ),
+    EnvironmentVariable(
         "FLAGATTN_CUDA",
         "build",
         "AUTO, ON, OFF",

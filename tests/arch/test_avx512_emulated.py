@@ -1,0 +1,40 @@
+"""The AVX-512 kernels on a host without AVX-512: op tests against a build over tests/arch/avx512_emulation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import flagattn
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITES = ["tests/attention", "tests/norm", "tests/activation", "tests/rotary"]
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    if "avx512" in flagattn.testing.available_cpu_levels():
+        pytest.skip("this host has AVX-512: its own tests cover the level")
+    if "avx2" not in flagattn.testing.available_cpu_levels():
+        pytest.skip("the emulation needs AVX2")
+    build = ROOT / "build" / sysconfig.get_platform()
+    if not (build / "build.ninja").exists():
+        pytest.skip("the project was not built in this checkout")
+    cmake = Path(sysconfig.get_path("scripts")) / "cmake"
+    command = [cmake if cmake.exists() else "cmake", "--build", build, "--target", "_C_emulated"]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout[-4000:]
+    return build / "lib" / "_C_emulated.so"
+
+
+def test_op_suites_at_the_avx512_level(library: Path) -> None:
+    environment = os.environ | {"FLAGATTN_LIBRARY": str(library)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "avx512", *SUITES]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout
