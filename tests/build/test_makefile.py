@@ -1,0 +1,44 @@
+"""What `make` would run, without running it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import flagattn
+
+ROOT = Path(flagattn.__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def dry_run(*arguments: str) -> str:
+    command = ["make", "--dry-run", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_pytest_arguments_pass_on() -> None:
+    commands = dry_run("test", "VENV=none", "PYTEST_ARGS=tests/attention -k causal")
+    assert "python3 -m pytest tests/attention -k causal" in commands
+
+
+def test_existing_environment_is_left_alone() -> None:
+    assert "pip" not in dry_run("test", "VENV=none")
+
+
+def test_torch_is_installed_first_and_alone(tmp_path: Path) -> None:
+    commands = dry_run("environment", f"VENV={tmp_path}/new", "TORCH=torch==2.14.1").splitlines()
+    installs = [line for line in commands if "pip install" in line]
+    assert "'torch==2.14.1'" in installs[0]
+    assert "-e '.[dev]'" in installs[1]
+
+
+def test_check_ends_with_pytest() -> None:
+    assert "-m pytest tests" in dry_run("check", "VENV=none").strip().splitlines()[-1]
+
+
+def test_ci_runs_the_check() -> None:
+    assert "make check" in (ROOT / ".ci" / "run").read_text()
