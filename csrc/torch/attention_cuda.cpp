@@ -1,0 +1,75 @@
+// The attention ops on CUDA: check, allocate, fill params, launch on torch's stream. What has no CUDA kernel says so.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "attention/cuda/sm80/forward.h"
+#include "torch/attention_args.h"
+#include "torch/cuda_stream.h"
+
+namespace flagattn {
+namespace {
+
+// Rows behind the last packed sequence are the kernel's to clear: their number is known on the device only.
+std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const std::optional<Tensor>& cu_seqlens_q,
+                                             const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
+                                             int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
+                                             int64_t window_right, double softcap) {
+  const AttentionArgs args{"attention_forward",
+                           q,
+                           k,
+                           v,
+                           nullptr,
+                           nullptr,
+                           cu_seqlens_q,
+                           cu_seqlens_k,
+                           max_seqlen_q,
+                           max_seqlen_k,
+                           /*dist_threshold=*/0,
+                           softmax_scale,
+                           window_left,
+                           window_right,
+                           softcap};
+  AttentionParams params = checked_params(args);
+  const torch::stable::accelerator::DeviceGuard on_device(q.get_device_index());
+  Tensor out = empty_out(params, q);
+  Tensor lse = empty_lse(params, q);
+  params.out = heads_output(out);
+  params.lse = rows_output(lse);
+  check(sm80::run_attention_forward(params, current_cuda_stream(q.get_device_index())), args.op);
+  return {std::move(out), std::move(lse)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor&, const std::optional<Tensor>&, const Tensor&,
+                                                      const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                      const std::optional<Tensor>&, const std::optional<Tensor>&,
+                                                      int64_t, int64_t, double, int64_t, int64_t, double) {
+  fail("attention_backward", "dout is on a CUDA device; the backward runs on the CPU only so far.");
+}
+
+std::tuple<Tensor, Tensor> piecewise_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                             const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t,
+                                             int64_t, int64_t, double, int64_t, int64_t, double) {
+  fail("piecewise_forward", "q1 is on a CUDA device; piecewise attention runs on the CPU only so far.");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(const Tensor&, const std::optional<Tensor>&,
+                                                                      const Tensor&, const Tensor&, const Tensor&,
+                                                                      const Tensor&, const Tensor&, const Tensor&,
+                                                                      const Tensor&, const std::optional<Tensor>&,
+                                                                      const std::optional<Tensor>&, int64_t, int64_t,
+                                                                      int64_t, double, int64_t, int64_t, double) {
+  fail("piecewise_backward", "dout is on a CUDA device; piecewise attention runs on the CPU only so far.");
+}
+
+}  // namespace
+}  // namespace flagattn
+
+STABLE_TORCH_LIBRARY_IMPL(flagattn, CUDA, m) {
+  m.impl("attention_forward", TORCH_BOX(&flagattn::attention_forward));
+  m.impl("attention_backward", TORCH_BOX(&flagattn::attention_backward));
+  m.impl("piecewise_forward", TORCH_BOX(&flagattn::piecewise_forward));
+  m.impl("piecewise_backward", TORCH_BOX(&flagattn::piecewise_backward));
+}
