@@ -1,0 +1,50 @@
+"""Markers, threads and CPU levels for every test, and at the end of a run a count of what was skipped and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from flagattn.testing import available_cpu_levels, set_cpu_level
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(params=available_cpu_levels())
+def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once for every instruction set that this machine has."""
+    with set_cpu_level(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[object]:
+    """A function that sets torch's thread count for the rest of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    has_gpu = torch.cuda.is_available()
+    wants_slow = "slow" in config.option.markexpr
+    for item in items:
+        if "gpu" in item.keywords and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if "slow" in item.keywords and not wants_slow:
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        for report in skipped
+    )
+    if reasons:
+        terminalreporter.section("skipped, by reason")
+        for reason, count in reasons.most_common():
+            terminalreporter.write_line(f"{count:6d}  {reason}")
