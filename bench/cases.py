@@ -94,6 +94,31 @@ class RowsShape:
         return replace(self, rows=min(self.rows, 16), features=min(self.features, 96))
 
 
+@dataclass(frozen=True)
+class RotaryShape:
+    """A (1, seqlen, heads, head_dim) tensor whose whole head dim is rotated."""
+
+    seqlen: int
+    heads: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return self.seqlen * self.heads * self.head_dim
+
+    @property
+    def label(self) -> str:
+        return f"S {self.seqlen} H {self.heads} D {self.head_dim}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype} {self.label}".replace(" ", "-")
+
+    def shrunk(self) -> RotaryShape:
+        return replace(self, seqlen=9, heads=3)
+
+
 _MASKS = (False, True)
 
 ATTENTION_GRID = tuple(
@@ -117,3 +142,4 @@ ONE_HEAD = tuple(
 
 NORM = (RowsShape(2048, 4096, "fp32"), RowsShape(2048, 4096, "bf16"))
 ACTIVATION = NORM
+ROTARY = (RotaryShape(2048, 32, 128, "fp32"), RotaryShape(2048, 32, 128, "bf16"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from typing import Any
 
@@ -72,7 +73,7 @@ def _docstring_as_markdown(doc: str) -> str:
             out.append(f"  {bare}" if section != "Returns:" else bare)
         else:
             out += [f"`{bare}`"]
-    return "\n".join(out)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(out))
 
 
 def environment(language: str, up: str) -> str:
@@ -81,7 +82,7 @@ def environment(language: str, up: str) -> str:
     for variable in ENVIRONMENT:
         cells = [variable.read_at, variable.values, variable.default, variable.meaning]
         if language == "zh":
-            cells = [ENVIRONMENT_ZH[cell] for cell in cells]
+            cells = [ENVIRONMENT_ZH.get(cell, cell) for cell in cells]
         lines.append([f"`{variable.name}`", *cells])
     return report.markdown(header, lines)
 
@@ -117,14 +118,16 @@ def _piecewise_picture(seqlen_q: int, seqlen_k: int, threshold: int) -> list[str
     keep = keep_mask(seqlen_q, seqlen_k, causal=True).tolist()
     far = far_mask(seqlen_q, seqlen_k, threshold).tolist()
     return [
-        " ".join("0" if not kept else "2" if is_far else "1" for kept, is_far in zip(*rows))
-        for rows in zip(keep, far)
+        " ".join("0" if not kept else "2" if is_far else "1" for kept, is_far in zip(*rows)) for rows in zip(keep, far)
     ]
 
 
 def support(language: str, up: str) -> str:
     """What runs where: CPU by calling every op, sm_80 by the list of kernels the build instantiates."""
-    header = [phrase(w, language) for w in ("op", "dtypes", "head dim", "CPU forward", "CPU backward", "sm_80 forward", "sm_80 backward")]
+    header = [
+        phrase(w, language)
+        for w in ("op", "dtypes", "head dim", "CPU forward", "CPU backward", "sm_80 forward", "sm_80 backward")
+    ]
     yes, no = phrase("yes", language), phrase("no", language)
     lines = []
     for row in probes.matrix():
@@ -158,7 +161,8 @@ def chart(language: str, up: str) -> str:
         return _nothing(language)
     machine, files = quoted
     path = f"{up}bench/results/{machine}/attention_forward.svg"
-    return f"![{phrase('chart title', language)}]({path})\n\n{_source(language, up, machine, 'attention', files['attention'])}"
+    source = _source(language, up, machine, "attention", files["attention"])
+    return f"![{phrase('chart title', language)}]({path})\n\n{source}"
 
 
 def all_charts(language: str, up: str) -> str:
@@ -184,9 +188,7 @@ def summary(language: str, up: str) -> str:
         what = bar.what if language == "en" else _translated(bar.what)
         measured = verdict.decisive
         lines.append([what, f"{measured:.2f}×", f"{verdict.worst:.2f}×", f"{bar.op} {bar.bound:g}"])
-    modules = ", ".join(
-        f"[{module}.json]({up}bench/results/{machine}/{module}.json)" for module in sorted(files)
-    )
+    modules = ", ".join(f"[{module}.json]({up}bench/results/{machine}/{module}.json)" for module in sorted(files))
     conditions = report.conditions(files["attention"])
     return f"{report.markdown(header, lines)}\n\n{conditions}. {modules}"
 

@@ -22,8 +22,9 @@ _PHRASES = {
     "worst case": ("worst case", "最差情形"),
     "bar": ("bar", "目标"),
     "mask legend": (
-        "Rows are queries, columns are keys. 0: not seen; 1: seen; in piecewise attention 1 is scored by q1·k1 and 2 by "
-        "q2·k2. The last query is aligned with the last key, so with more queries than keys the first rows see nothing.",
+        "Rows are queries, columns are keys. 0: not seen; 1: seen. In piecewise attention 1 is scored by q1·k1 and "
+        "2 by q2·k2. The last query is aligned with the last key: where queries outnumber keys, the first rows see "
+        "nothing.",
         "行是查询，列是键。0 表示看不见，1 表示看得见；在分段注意力中，1 用 q1·k1 打分，2 用 q2·k2 打分。"
         "最后一个查询与最后一个键对齐，因此当查询多于键时，最前面的几行什么也看不见。",
     ),
@@ -90,6 +91,11 @@ ENVIRONMENT_ZH = {
     "CMake arguments": "CMake 参数",
     "none": "无",
     "Passed on to CMake.": "原样传给 CMake。",
+    "a path": "路径",
+    "the built `flagattn/_C.so`": "构建得到的 `flagattn/_C.so`",
+    "Another build of the CPU library to load, such as one with sanitizers.": (
+        "改为加载另一份 CPU 库，例如带检查工具的构建。"
+    ),
     "a C++ compiler": "C++ 编译器",
     "c++": "c++",
     "The compiler.": "所用的编译器。",

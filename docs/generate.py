@@ -1,7 +1,8 @@
 """Rewrites the generated blocks of README and docs: `python -m docs.generate`, or `--check` to only compare.
 
-A block stands between `<!-- generated: NAME -->` and `<!-- end -->`. What is in it comes from code or from committed
-result files; tests/docs compares the two. The language follows the file: zh in its path means Chinese.
+A block stands between `<!-- generated: NAME -->`, or `<!-- generated: NAME ARGUMENT -->`, and `<!-- end -->`. What is
+in it comes from code or from committed result files; tests/docs compares the two. The language follows the file: zh in
+its path means Chinese.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 from docs import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- generated: ([a-z-]+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# What every block is made by: (language, folder of the document relative to the root) -> text.
-MAKERS: dict[str, Callable[[str, str], str]] = {
+# What every block is made by: (language, way up to the root, argument if there is one) -> text.
+MAKERS: dict[str, Callable[..., str]] = {
     "api": blocks.api_reference,
     "bars": blocks.bars,
     "chart": blocks.chart,
@@ -26,6 +27,7 @@ MAKERS: dict[str, Callable[[str, str], str]] = {
     "environment": blocks.environment,
     "masks": blocks.masks,
     "results": blocks.results_tables,
+    "signature": blocks.signature,
     "signatures": blocks.signatures,
     "summary": blocks.summary,
     "support": blocks.support,
@@ -49,7 +51,8 @@ def regenerated(path: Path) -> str:
         name = match[2]
         if name not in MAKERS:
             raise ValueError(f"{path.relative_to(ROOT)} asks for block {name!r}; there are {', '.join(MAKERS)}")
-        return f"{match[1]}{MAKERS[name](language_of(path), prefix).rstrip()}\n{match[3]}"
+        argument = [match[3]] if match[3] else []
+        return f"{match[1]}{MAKERS[name](language_of(path), prefix, *argument).rstrip()}\n{match[4]}"
 
     return BLOCK.sub(fill, path.read_text(encoding="utf-8"))
 

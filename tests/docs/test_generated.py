@@ -1,0 +1,78 @@
+"""Generated blocks hold what code and result files give now; nothing public is left undescribed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import blocks, chinese, generate
+from docs.generate import ROOT, documents
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_blocks_are_up_to_date(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert generate.regenerated(path) == text, (
+        f"{path.relative_to(ROOT)} is out of date; run `python -m docs.generate`, and `python -m bench.report "
+        "--update-docs` after a bench"
+    )
+    opened, closed = text.count("<!-- generated:"), text.count("<!-- end -->")
+    assert opened == closed == len(generate.BLOCK.findall(text))
+
+
+@pytest.mark.parametrize("name", ["docs/api.md", "docs/zh/api.md"])
+def test_every_public_function_has_a_section(name: str) -> None:
+    headings = re.findall(r"^### (\w+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(headings) == sorted(blocks.public_functions())
+
+
+def test_an_unknown_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- generated: nonsense -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="'nonsense'"):
+        generate.regenerated(page)
+
+
+def test_bars_are_translated_whole() -> None:
+    from bench.bars import BARS
+
+    for bar in BARS:
+        rest = blocks._translated(bar.what)
+        for word in ("rms_norm", "swiglu", "torch.compile", "torch", "sgemm", "fp32", "bf16", "HF Llama", "eager"):
+            rest = rest.replace(word, "")
+        left = re.findall(r"[a-z]{3,}", rest.replace("full", "").replace("causal", ""))
+        assert not left, f"{bar.what!r} is not translated: {left}"
+
+
+def test_every_cell_of_the_environment_table_is_translated() -> None:
+    from flagattn.environment import ENVIRONMENT
+
+    for variable in ENVIRONMENT:
+        cells = {variable.read_at, variable.values, variable.default, variable.meaning}
+        assert cells <= set(chinese.ENVIRONMENT_ZH)
+
+
+# Chinese documents say the same in the same order: as many headings of each level, the same code and the same blocks.
+PAIRS = [("README.md", "README.zh.md")] + [
+    (f"docs/{path.name}", f"docs/zh/{path.name}")
+    for path in sorted((ROOT / "docs/zh").glob("*.md"))
+    if path.name != "api.md"
+]
+
+
+@pytest.mark.parametrize(("english", "chinese_name"), PAIRS)
+def test_the_two_languages_have_one_structure(english: str, chinese_name: str) -> None:
+    def structure(name: str) -> tuple[list[str], list[str], list[str]]:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        return (
+            re.findall(r"^#+", prose, re.MULTILINE),
+            [re.sub(r" *#.*", "", block) for block in code],
+            re.findall(r"<!-- generated: ([\w -]+) -->", text),
+        )
+
+    assert structure(english) == structure(chinese_name)
