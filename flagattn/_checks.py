@@ -10,6 +10,7 @@ import math
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,8 +20,8 @@ _DENSE = "(batch, seqlen, heads, head_dim)"
 _PACKED = "(total, heads, head_dim)"
 
 
-def check_dense_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> tuple[int, int, int]:
-    """q, k, v fit together as (batch, seqlen, heads, head_dim); returns seqlen_q, seqlen_k and head_dim."""
+def check_dense_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> tuple[int, int, int, int]:
+    """q, k, v fit together as (batch, seqlen, heads, head_dim); returns seqlen_q, seqlen_k, head_dim, head_dim_v."""
     _check_tensors(q, k, v, names)
     shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
     if len(shape_q) != 4 or len(shape_k) != 4 or len(shape_v) != 4:
@@ -39,11 +40,11 @@ def check_dense_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str,
         or not 1 <= head_dim_v <= MAX_HEAD_DIM
     ):
         _fail_on_shapes(q, k, v, names)
-    return seqlen_q, seqlen_k, head_dim
+    return seqlen_q, seqlen_k, head_dim, head_dim_v
 
 
-def check_packed_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> int:
-    """q, k, v fit together as (total, heads, head_dim); returns head_dim."""
+def check_packed_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> tuple[int, int]:
+    """q, k, v fit together as (total, heads, head_dim); returns head_dim and head_dim_v."""
     _check_tensors(q, k, v, names)
     shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
     if len(shape_q) != 3 or len(shape_k) != 3 or len(shape_v) != 3:
@@ -60,7 +61,7 @@ def check_packed_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str
         or not 1 <= head_dim_v <= MAX_HEAD_DIM
     ):
         _fail_on_shapes(q, k, v, names)
-    return head_dim
+    return head_dim, head_dim_v
 
 
 def check_ranks(tensors: tuple[Tensor, ...], names: tuple[str, ...], layout: str) -> None:
@@ -180,6 +181,11 @@ def prepared(*operands: Tensor) -> tuple[Tensor, ...]:
         if operand.stride(-1) != 1:
             return tuple(rows_contiguous(operand) for operand in operands)
     return operands
+
+
+def padded(*operands: Tensor) -> tuple[Tensor, ...]:
+    """The operands with zeros behind their head dims up to the next multiple of 8, the quantum of the kernels."""
+    return tuple(F.pad(operand, (0, -operand.shape[-1] % 8)) for operand in operands)
 
 
 def rows_contiguous(tensor: Tensor) -> Tensor:

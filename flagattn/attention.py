@@ -24,6 +24,7 @@ from flagattn._checks import (
     check_ranks,
     check_softcap,
     check_stacked_operand,
+    padded,
     prepared,
     refuse_unsupported,
     scale_or_default,
@@ -54,7 +55,8 @@ def flash_attn_func(
     """Attention of dense batches: out = softmax(softmax_scale q k^T + mask) v.
 
     Args:
-        q: (batch, seqlen_q, heads_q, head_dim), float32, bfloat16 or float16, head_dim up to 256.
+        q: (batch, seqlen_q, heads_q, head_dim), float32, bfloat16 or float16, head_dim up to 256 (copied with
+            padding unless it is a multiple of 8).
         k: (batch, seqlen_k, heads_k, head_dim), where heads_k divides heads_q.
         v: (batch, seqlen_k, heads_k, head_dim_v).
         dropout_p: must be 0.
@@ -329,13 +331,15 @@ def _dense(
     softcap: float,
     names: tuple[str, str, str] = _NAMES,
 ) -> tuple[Tensor, Tensor]:
-    seqlen_q, seqlen_k, head_dim = check_dense_operands(q, k, v, names)
+    seqlen_q, seqlen_k, head_dim, head_dim_v = check_dense_operands(q, k, v, names)
     left, right = window_bounds(window_size, causal)
     scale = scale_or_default(softmax_scale, head_dim)
     check_softcap(softcap)
     q, k, v = prepared(q, k, v)
+    if head_dim % 8 != 0 or head_dim_v % 8 != 0:
+        q, k, v = padded(q, k, v)
     out, lse = attention_op(q, k, v, None, None, seqlen_q, seqlen_k, scale, left, right, softcap)
-    return out, lse
+    return out if head_dim_v % 8 == 0 else out[..., :head_dim_v], lse
 
 
 def _packed(
@@ -348,14 +352,16 @@ def _packed(
     window_size: tuple[int, int],
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
-    head_dim = check_packed_operands(q, k, v, _NAMES)
+    head_dim, head_dim_v = check_packed_operands(q, k, v, _NAMES)
     check_packing(*packing, q)
     left, right = window_bounds(window_size, causal)
     scale = scale_or_default(softmax_scale, head_dim)
     check_softcap(softcap)
     q, k, v = prepared(q, k, v)
+    if head_dim % 8 != 0 or head_dim_v % 8 != 0:
+        q, k, v = padded(q, k, v)
     out, lse = attention_op(q, k, v, *packing, scale, left, right, softcap)
-    return out, lse
+    return out if head_dim_v % 8 == 0 else out[..., :head_dim_v], lse
 
 
 def _returned(out: Tensor, lse: Tensor, return_attn_probs: bool, return_lse: bool) -> Output:

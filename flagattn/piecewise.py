@@ -13,6 +13,7 @@ grouped heads, windows, packed sequences, and returns a differentiable LSE.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,7 @@ from flagattn._checks import (
     check_packing,
     check_same_as,
     check_softcap,
+    padded,
     prepared,
     refuse_unsupported,
     scale_or_default,
@@ -74,10 +76,9 @@ def piecewise_attn_func(
     Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
     """
     refuse_unsupported(0.0, None, sinks)
-    seqlen_q, seqlen_k, head_dim = check_dense_operands(q1, k1, v, _NAMES)
-    scale = scale_or_default(softmax_scale, head_dim)
+    seqlen_q, seqlen_k, *head_dims = check_dense_operands(q1, k1, v, _NAMES)
     packing = (None, None, seqlen_q, seqlen_k)
-    out, lse = _call(q1, k1, q2, k2, v, packing, dist_threshold, scale, causal, window_size, softcap)
+    out, lse = _call(q1, k1, q2, k2, v, packing, head_dims, dist_threshold, softmax_scale, causal, window_size, softcap)
     return (out, lse) if return_lse else out
 
 
@@ -125,10 +126,10 @@ def piecewise_attn_varlen_func(
     Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
     """
     refuse_unsupported(0.0, None, sinks)
-    scale = scale_or_default(softmax_scale, check_packed_operands(q1, k1, v, _NAMES))
+    head_dims = check_packed_operands(q1, k1, v, _NAMES)
     check_packing(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q1)
     packing = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    out, lse = _call(q1, k1, q2, k2, v, packing, dist_threshold, scale, causal, window_size, softcap)
+    out, lse = _call(q1, k1, q2, k2, v, packing, head_dims, dist_threshold, softmax_scale, causal, window_size, softcap)
     return (out, lse) if return_lse else out
 
 
@@ -139,8 +140,9 @@ def _call(
     k2: Tensor,
     v: Tensor,
     packing: tuple[Any, Any, int, int],
+    head_dims: Sequence[int],
     dist_threshold: int,
-    scale: float,
+    softmax_scale: float | None,
     causal: bool,
     window_size: tuple[int, int],
     softcap: float,
@@ -150,6 +152,10 @@ def _call(
     check_integer(dist_threshold, "dist_threshold")
     check_softcap(softcap)
     left, right = window_bounds(window_size, causal)
+    head_dim, head_dim_v = head_dims
+    scale = scale_or_default(softmax_scale, head_dim)
     operands = prepared(q1, k1, q2, k2, v)
+    if head_dim % 8 != 0 or head_dim_v % 8 != 0:
+        operands = padded(*operands)
     out, lse = piecewise_op(*operands, *packing, dist_threshold, scale, left, right, softcap)
-    return out, lse
+    return out if head_dim_v % 8 == 0 else out[..., :head_dim_v], lse

@@ -131,8 +131,8 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
         "; the first must be a positive multiple of the second.");
   for (const Argument* argument : {&q, &v}) {
     const int64_t head_dim = argument->sizes[rank - 1];
-    check(head_dim >= 1 && head_dim <= 256, op, argument->name, " has head_dim ", head_dim,
-          "; 1 to 256 are supported.");
+    check(head_dim >= 8 && head_dim <= 256 && head_dim % 8 == 0, op, argument->name, " has head_dim ", head_dim,
+          "; multiples of 8 up to 256 are supported.");
   }
   params.q = heads_input(q);
   params.k = heads_input(k);
