@@ -38,12 +38,4 @@ FLAGATTN_INLINE void store_up_to(F32 value, T* p, int64_t n) {
   }
 }
 
-// What value becomes when it is stored as a T and read again.
-template <typename T>
-FLAGATTN_INLINE F32 round_to(F32 value) {
-  T rounded[kLanes];
-  value.store(rounded);
-  return F32::load(rounded);
-}
-
 }  // namespace flagattn::FLAGATTN_ISA

@@ -5,6 +5,7 @@
 
 #include "activation/cpu/activation_isa.h"
 #include "arch/cpu_level.h"
+#include "arch/streaming.h"
 
 namespace flagattn::cpu {
 namespace {
@@ -66,10 +67,11 @@ Status run_swiglu(const SwigluParams& asked, const ParallelFor& parallel) {
   merge_rows(params, {&params.gate, &params.up});
   const SwigluKernels& kernels = kernels_of(cpu_level().level);
   const DType dtype = params.dtype;
+  const bool stream = streams(params.rows * params.cols * size_of(dtype));
   for_each_piece(parallel, params.rows, params.cols, [&](int64_t row, int64_t col, int64_t count) {
     const int64_t offset = (row * params.cols + col) * size_of(dtype);
     kernels.forward(dtype, piece_of(params.gate, dtype, row, col), piece_of(params.up, dtype, row, col),
-                    static_cast<char*>(params.y) + offset, count);
+                    static_cast<char*>(params.y) + offset, count, stream);
   });
   return Status::success();
 }
@@ -79,11 +81,12 @@ Status run_swiglu_backward(const SwigluBackwardParams& asked, const ParallelFor&
   merge_rows(params, {&params.dy, &params.gate, &params.up});
   const SwigluKernels& kernels = kernels_of(cpu_level().level);
   const DType dtype = params.dtype;
+  const bool stream = streams(params.rows * params.cols * size_of(dtype));
   for_each_piece(parallel, params.rows, params.cols, [&](int64_t row, int64_t col, int64_t count) {
     const int64_t offset = (row * params.cols + col) * size_of(dtype);
     kernels.backward(dtype, piece_of(params.dy, dtype, row, col), piece_of(params.gate, dtype, row, col),
                      piece_of(params.up, dtype, row, col), static_cast<char*>(params.dgate) + offset,
-                     static_cast<char*>(params.dup) + offset, count);
+                     static_cast<char*>(params.dup) + offset, count, stream);
   });
   return Status::success();
 }

@@ -1,7 +1,7 @@
 // SwiGLU over contiguous elements, one ISA level: every operand is read once, every result written once.
 #include "activation/cpu/activation_isa.h"
 
-#include "arch/vector_loop.h"
+#include "arch/vector_pair.h"
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {
@@ -12,39 +12,59 @@ FLAGATTN_INLINE F32 sigmoid(F32 z) {
   const F32 one = F32::set1(1.0f);
   return one / (one + exp2(exponent));
 }
+FLAGATTN_INLINE Pair sigmoid(Pair z) { return {sigmoid(z.first), sigmoid(z.second)}; }
 
-template <typename T>
+template <typename T, bool kStream>
 void forward(const T* gate, const T* up, T* y, int64_t count) {
-  for_each_vector(count, [&](int64_t i, int64_t n, int) {
-    const F32 z = load_up_to(gate + i, n);
-    store_up_to(z * sigmoid(z) * load_up_to(up + i, n), y + i, n);
+  for_each_pair(count, [&](int64_t i, int64_t n, int) {
+    const Pair z = load_pair(gate + i, n);
+    put_pair<kStream>(z * sigmoid(z) * load_pair(up + i, n), y + i, n);
   });
 }
 
-template <typename T>
+template <typename T, bool kStream>
 void backward(const T* dy, const T* gate, const T* up, T* dgate, T* dup, int64_t count) {
-  for_each_vector(count, [&](int64_t i, int64_t n, int) {
-    const F32 upstream = load_up_to(dy + i, n), z = load_up_to(gate + i, n);
-    const F32 probability = sigmoid(z);
-    const F32 silu = z * probability;
+  for_each_pair(count, [&](int64_t i, int64_t n, int) {
+    const Pair upstream = load_pair(dy + i, n), z = load_pair(gate + i, n);
+    const Pair probability = sigmoid(z);
+    const Pair silu = z * probability;
     // The derivative of silu: p + z p (1 - p) = p + silu (1 - p).
-    const F32 slope = fma(silu, F32::set1(1.0f) - probability, probability);
-    store_up_to(upstream * load_up_to(up + i, n) * slope, dgate + i, n);
-    store_up_to(upstream * silu, dup + i, n);
+    const Pair slope = fma(silu, Pair::set1(1.0f) - probability, probability);
+    put_pair<kStream>(upstream * load_pair(up + i, n) * slope, dgate + i, n);
+    put_pair<kStream>(upstream * silu, dup + i, n);
   });
 }
 
-void forward_any(DType dtype, const void* gate, const void* up, void* y, int64_t count) {
+void forward_any(DType dtype, const void* gate, const void* up, void* y, int64_t count, bool stream) {
   dispatch(dtype, [&]<typename T>(T) {
-    forward(static_cast<const T*>(gate), static_cast<const T*>(up), static_cast<T*>(y), count);
+    const T* gates = static_cast<const T*>(gate);
+    const T* ups = static_cast<const T*>(up);
+    T* out = static_cast<T*>(y);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (stream && streams_to(out)) {
+        forward<T, true>(gates, ups, out, count);
+        return fence_streams();
+      }
+    }
+    forward<T, false>(gates, ups, out, count);
   });
 }
 
-void backward_any(DType dtype, const void* dy, const void* gate, const void* up, void* dgate, void* dup,
-                  int64_t count) {
+void backward_any(DType dtype, const void* dy, const void* gate, const void* up, void* dgate, void* dup, int64_t count,
+                  bool stream) {
   dispatch(dtype, [&]<typename T>(T) {
-    backward(static_cast<const T*>(dy), static_cast<const T*>(gate), static_cast<const T*>(up), static_cast<T*>(dgate),
-             static_cast<T*>(dup), count);
+    const T* upstream = static_cast<const T*>(dy);
+    const T* gates = static_cast<const T*>(gate);
+    const T* ups = static_cast<const T*>(up);
+    T* dgates = static_cast<T*>(dgate);
+    T* dups = static_cast<T*>(dup);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (stream && streams_to(dgates) && streams_to(dups)) {
+        backward<T, true>(upstream, gates, ups, dgates, dups, count);
+        return fence_streams();
+      }
+    }
+    backward<T, false>(upstream, gates, ups, dgates, dups, count);
   });
 }
 

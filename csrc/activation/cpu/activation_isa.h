@@ -7,11 +7,12 @@
 
 namespace flagattn {
 
-// Pointers are to `count` contiguous elements of `dtype`.
+// Pointers are to `count` contiguous elements of `dtype`. `stream`: results are better written past the caches
+// (arch/streaming.h).
 struct SwigluKernels {
-  void (*forward)(DType dtype, const void* gate, const void* up, void* y, int64_t count);
-  void (*backward)(DType dtype, const void* dy, const void* gate, const void* up, void* dgate, void* dup,
-                   int64_t count);
+  void (*forward)(DType dtype, const void* gate, const void* up, void* y, int64_t count, bool stream);
+  void (*backward)(DType dtype, const void* dy, const void* gate, const void* up, void* dgate, void* dup, int64_t count,
+                   bool stream);
 };
 
 namespace scalar {

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "arch/cpu_level.h"
+#include "arch/streaming.h"
 #include "norm/cpu/norm_isa.h"
 
 namespace flagattn::cpu {
@@ -29,24 +30,12 @@ const RmsNormKernels& kernels_of(CpuLevel level) {
   }
 }
 
-// weight + offset in fp32: the weight itself where it is that already, else a widened copy.
-class Gain {
- public:
-  Gain(const RmsNormKernels& kernels, const void* weight, DType dtype, float offset, int64_t cols) {
-    if (dtype == DType::kFloat32 && offset == 0.0f) {
-      data_ = static_cast<const float*>(weight);
-      return;
-    }
-    copy_.reset(new float[cols]);
-    kernels.load_gain(weight, dtype, offset, cols, copy_.get());
-    data_ = copy_.get();
-  }
-  const float* data() const { return data_; }
-
- private:
-  std::unique_ptr<float[]> copy_;
-  const float* data_;
-};
+template <typename Params>
+std::unique_ptr<float[]> gain_of(const RmsNormKernels& kernels, const Params& params) {
+  std::unique_ptr<float[]> gain(new float[padded_columns(params.cols)]);
+  kernels.load_gain(params.weight, params.weight_dtype, params.offset, params.cols, params.dtype, gain.get());
+  return gain;
+}
 
 // Calls body(begin, end) for consecutive ranges of `step` within [0, size).
 template <typename Body>
@@ -62,29 +51,33 @@ int64_t rows_per_item(int64_t cols) { return std::max<int64_t>(1, kElementsPerIt
 
 Status run_rms_norm(const RmsNormParams& params, const ParallelFor& parallel) {
   const RmsNormKernels& kernels = kernels_of(cpu_level().level);
-  const Gain gain(kernels, params.weight, params.weight_dtype, params.offset, params.cols);
+  const std::unique_ptr<float[]> gain = gain_of(kernels, params);
+  const bool stream = streams(params.rows * params.cols * size_of(params.dtype));
   for_each_range(parallel, params.rows, rows_per_item(params.cols),
-                 [&](int64_t begin, int64_t end) { kernels.forward_rows(params, gain.data(), begin, end); });
+                 [&](int64_t begin, int64_t end) { kernels.forward_rows(params, gain.get(), begin, end, stream); });
   return Status::success();
 }
 
 Status run_rms_norm_backward(const RmsNormBackwardParams& params, const ParallelFor& parallel) {
   const RmsNormKernels& kernels = kernels_of(cpu_level().level);
-  const Gain gain(kernels, params.weight, params.weight_dtype, params.offset, params.cols);
+  const std::unique_ptr<float[]> gain = gain_of(kernels, params);
+  const bool stream = streams(params.rows * params.cols * size_of(params.dtype));
   if (params.dweight == nullptr) {
     for_each_range(parallel, params.rows, rows_per_item(params.cols), [&](int64_t begin, int64_t end) {
-      kernels.backward_rows(params, gain.data(), begin, end, nullptr);
+      kernels.backward_rows(params, gain.get(), begin, end, nullptr, stream);
     });
     return Status::success();
   }
 
   const int64_t num_partials = (params.rows + kRowsPerPartial - 1) / kRowsPerPartial;
-  const std::unique_ptr<float[]> partials(new float[num_partials * params.cols]);
+  const std::unique_ptr<float[]> partials(new float[num_partials * padded_columns(params.cols)]);
   for_each_range(parallel, params.rows, kRowsPerPartial, [&](int64_t begin, int64_t end) {
-    kernels.backward_rows(params, gain.data(), begin, end, partials.get() + begin / kRowsPerPartial * params.cols);
+    kernels.backward_rows(params, gain.get(), begin, end,
+                          partials.get() + begin / kRowsPerPartial * padded_columns(params.cols), stream);
   });
   for_each_range(parallel, params.cols, kColumnsPerItem, [&](int64_t begin, int64_t end) {
-    kernels.reduce_dweight(partials.get(), num_partials, params.cols, begin, end, params.weight_dtype, params.dweight);
+    kernels.reduce_dweight(partials.get(), num_partials, params.cols, begin, end, params.dtype, params.weight_dtype,
+                           params.dweight);
   });
   return Status::success();
 }
