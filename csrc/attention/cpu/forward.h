@@ -9,6 +9,7 @@
 #include "attention/cpu/panel_mask.h"
 #include "attention/cpu/scores.h"
 #include "attention/cpu/softmax.h"
+#include "attention/cpu/tile_prefetch.h"
 #include "attention/mask.h"
 #include "attention/params.h"
 #include "attention/schedule.h"
@@ -18,7 +19,12 @@ namespace flagattn::FLAGATTN_ISA {
 class ForwardWorker {
  public:
   ForwardWorker(const AttentionParams& params, const ForwardSchedule& schedule, const ForwardScratch& scratch)
-      : params_(params), schedule_(schedule), scratch_(scratch), group_(params.heads_q / params.heads_k) {
+      : params_(params),
+        schedule_(schedule),
+        scratch_(scratch),
+        group_(params.heads_q / params.heads_k),
+        head_dim_(padded_dim(params.head_dim)),
+        head_dim_v_(padded_dim(params.head_dim_v)) {
     // exponent = factor_ * s(score), base 2, where the sign of the scale goes into the queries: factor_ stays positive,
     // so that the largest score has the largest exponent.
     constexpr float kLog2E = 1.44269504089f;
@@ -39,8 +45,7 @@ class ForwardWorker {
 
     KeyRange keys = start_panels();
     for (int64_t first = keys.begin / kCpuKeyTile * kCpuKeyTile; first < keys.end; first += kCpuKeyTile) {
-      const int64_t rest = sequence_.seqlen_k - first;
-      run_tile(static_cast<int32_t>(first), static_cast<int32_t>(rest < kCpuKeyTile ? rest : kCpuKeyTile));
+      run_tile(first, keys.end);
     }
     for (int64_t panel = 0; panel < num_panels_; ++panel) finish_panel(panel);
   }
@@ -67,8 +72,8 @@ class ForwardWorker {
            (sequence_.first_q + column.row) * view.row_stride + column.head * view.head_stride;
   }
 
-  int64_t query_size() const { return params_.head_dim * kPanel; }
-  int64_t output_size() const { return params_.head_dim_v * kPanel; }
+  int64_t query_size() const { return head_dim_ * kPanel; }
+  int64_t output_size() const { return head_dim_v_ * kPanel; }
   void clear_panel(float* outputs) const {
     for (int64_t i = 0; i < output_size(); i += F32::kLanes) F32::zero().store(outputs + i);
   }
@@ -112,33 +117,62 @@ class ForwardWorker {
            (sequence_.first_k + key) * view.row_stride + item_.head_k * view.head_stride;
   }
 
-  // Keys are read where they lie if they are fp32 and fill whole strips.
-  ScoreOperands tile_keys(const HeadsView& view, int32_t first, int32_t num_keys, float* packed) const {
-    if (params_.dtype == DType::kFloat32 && num_keys % kMR == 0)
-      return {key_row<float>(view, first), view.row_stride, nullptr};
-    dispatch(params_.dtype, [&]<typename T>(T) {
-      pack_rows(key_row<T>(view, first), view.row_stride, num_keys, strip_ceil(num_keys), params_.head_dim, packed,
-                params_.head_dim);
-    });
-    return {packed, params_.head_dim, nullptr};
+  // The tile [first, first + num_keys). The border moves on with the columns: the last panel needs most far keys, the
+  // first one most near keys.
+  struct Tile {
+    int32_t first, num_keys;
+    bool any_near, any_far;
+  };
+  Tile tile_at(int64_t first) const {
+    const int64_t rest = sequence_.seqlen_k - first;
+    const auto num_keys = static_cast<int32_t>(rest < kCpuKeyTile ? rest : kCpuKeyTile);
+    return {static_cast<int32_t>(first), num_keys,
+            !params_.is_piecewise() || scratch_.masks[0].far_end[0] < first + num_keys,
+            params_.is_piecewise() && scratch_.masks[num_panels_ - 1].far_end[kPanel - 1] > first};
   }
 
-  void run_tile(int32_t first, int32_t num_keys) {
+  void pack_tile(const Tile& tile) const {
+    dispatch(params_.dtype, [&]<typename T>(T) {
+      const auto pack_keys = [&](const HeadsView& view, float* dst) {
+        pack_rows(key_row<T>(view, tile.first), view.row_stride, tile.num_keys, strip_ceil(tile.num_keys),
+                  params_.head_dim, dst, head_dim_);
+      };
+      if (tile.any_near) pack_keys(params_.k, scratch_.keys);
+      if (tile.any_far) pack_keys(params_.k2, scratch_.far_keys);
+      pack_strips(key_row<T>(params_.v, tile.first), params_.v.row_stride, tile.num_keys, params_.head_dim_v,
+                  scratch_.values, strip_stride(kCpuKeyTile));
+    });
+  }
+
+  void prefetch_tile(const Tile& tile) {
+    const int64_t size = size_of(params_.dtype);
+    const auto add = [&](const HeadsView& view, int64_t dim) {
+      const int64_t offset = sequence_.batch * view.batch_stride + (sequence_.first_k + tile.first) * view.row_stride +
+                             item_.head_k * view.head_stride;
+      prefetch_.add(static_cast<const char*>(view.data) + offset * size, view.row_stride * size, dim * size,
+                    tile.num_keys);
+    };
+    if (tile.any_near) add(params_.k, params_.head_dim);
+    if (tile.any_far) add(params_.k2, params_.head_dim);
+    add(params_.v, params_.head_dim_v);
+    prefetch_.spread(num_panels_ * (kCpuKeyTile / kMR));
+  }
+
+  void run_tile(int64_t first, int64_t end) {
+    const Tile tile = tile_at(first);
+    pack_tile(tile);
+    prefetch_.clear();
+    if (first + kCpuKeyTile < end) prefetch_tile(tile_at(first + kCpuKeyTile));
+
     ScoreContext context{};
-    context.head_dim = params_.head_dim;
-    context.first_key = first;
-    context.num_keys = num_keys;
+    context.head_dim = head_dim_;
+    context.first_key = tile.first;
+    context.num_keys = tile.num_keys;
+    context.near = {scratch_.keys, head_dim_, nullptr};
+    context.far = {scratch_.far_keys, head_dim_, nullptr};
     context.piecewise = params_.is_piecewise();
     context.softcap_factor = softcap_factor_;
-    // The border moves on with the columns: the last panel needs most far keys, the first one most near keys.
-    const bool any_far = context.piecewise && scratch_.masks[num_panels_ - 1].far_end[kPanel - 1] > first;
-    const bool any_near = !context.piecewise || scratch_.masks[0].far_end[0] < first + num_keys;
-    if (any_near) context.near = tile_keys(params_.k, first, num_keys, scratch_.keys);
-    if (any_far) context.far = tile_keys(params_.k2, first, num_keys, scratch_.far_keys);
-    dispatch(params_.dtype, [&]<typename T>(T) {
-      pack_strips(key_row<T>(params_.v, first), params_.v.row_stride, num_keys, params_.head_dim_v, scratch_.values,
-                  strip_stride(kCpuKeyTile));
-    });
+    context.prefetch = &prefetch_;
     for (int64_t panel = 0; panel < num_panels_; ++panel) run_panel(context, panel);
   }
 
@@ -164,7 +198,7 @@ class ForwardWorker {
     }
     add_to_sum(statistics, partial);
 
-    const ValueTile values{scratch_.values, strip_stride(kCpuKeyTile), context.num_keys, params_.head_dim_v};
+    const ValueTile values{scratch_.values, strip_stride(kCpuKeyTile), context.num_keys, head_dim_v_};
     float* outputs = scratch_.outputs + panel * output_size();
     if (num_runs == 1) {
       with_vectors(runs[0], [&]<int NV>() { add_whole_tile<NV>(values, runs[0], scratch_.scores, rescale, outputs); });
@@ -174,7 +208,7 @@ class ForwardWorker {
     for (int i = 0; i < num_runs; ++i) {
       with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values, runs[i], scratch_.scores, scratch_.sums); });
     }
-    join_runs(scratch_.sums, params_.head_dim_v, rescale, outputs);
+    join_runs(scratch_.sums, head_dim_v_, rescale, outputs);
   }
 
   template <typename Body>
@@ -212,12 +246,14 @@ class ForwardWorker {
   const ForwardSchedule& schedule_;
   const ForwardScratch scratch_;
   const int64_t group_;
+  const int64_t head_dim_, head_dim_v_;  // padded
   float query_factor_, softcap_factor_, factor_;
 
   ForwardItem item_;
   Sequence sequence_;
   int64_t num_columns_;
   int64_t num_panels_;
+  TilePrefetch prefetch_;
 };
 
 }  // namespace flagattn::FLAGATTN_ISA

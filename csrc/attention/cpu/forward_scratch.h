@@ -33,7 +33,7 @@ inline ForwardLayout forward_layout(const AttentionParams& params, int64_t panel
     return start;
   };
   const auto floats = [&](int64_t count) { return take(static_cast<size_t>(count) * sizeof(float)); };
-  const int64_t dim = params.head_dim, dim_v = params.head_dim_v;
+  const int64_t dim = padded_dim(params.head_dim), dim_v = padded_dim(params.head_dim_v);
   ForwardLayout layout;
   layout.queries = floats(panels * kPanel * dim);
   layout.far_queries = floats(params.is_piecewise() ? panels * kPanel * dim : 0);

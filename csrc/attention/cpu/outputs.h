@@ -20,46 +20,58 @@ struct ValueTile {
   int64_t head_dim;
 };
 
+// kMR rows of O^T: out = scale * out + sum over the keys.
 template <int NV>
-FLAGATTN_INLINE void multiply_values(const ValueTile& values, const Run& run, const float* weights, int64_t d,
-                                     F32 (&c)[kMR][NV]) {
+FLAGATTN_KERNEL void add_scaled(const float* strip, const float* weights, int64_t num_keys, const F32* rescale,
+                                float* out) {
+  F32 c[kMR][NV];
+  clear(c);
+  multiply_strip(strip, kStrip, weights, kPanel, num_keys, c);
+  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+    const F32 scale = rescale[v];
+    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
+      float* at = out + r * kPanel + v * F32::kLanes;
+      fma(F32::load(at), scale, c[r][v]).store(at);
+    }
+  }
+}
+
+// out = out + the keys, one after another.
+template <int NV>
+FLAGATTN_KERNEL void add_further(const float* strip, const float* weights, int64_t num_keys, float* out) {
+  F32 c[kMR][NV];
+  load_block(out, kPanel, c);
+  multiply_strip(strip, kStrip, weights, kPanel, num_keys, c);
+  store_block(c, out, kPanel);
+}
+
+// Calls body(strip, weights, num_keys, offset) for every kMR rows of O^T that the run adds to.
+template <typename Body>
+FLAGATTN_INLINE void for_each_block(const ValueTile& values, const Run& run, const float* weights, Body&& body) {
   // Keys that pad the last strip have no values.
   const int32_t end = run.end < values.num_keys ? run.end : values.num_keys;
-  const float* strip = values.strips + d / kStrip * values.stride + d % kStrip;
-  multiply_strip(strip + run.begin * kStrip, kStrip, weights + run.begin * kPanel + run.first_vector * F32::kLanes,
-                 kPanel, end - run.begin, c);
+  const int64_t column = run.first_vector * F32::kLanes;
+  for (int64_t d = 0; d < values.head_dim; d += kMR) {
+    body(values.strips + d / kStrip * values.stride + d % kStrip + run.begin * kStrip,
+         weights + run.begin * kPanel + column, end - run.begin, d * kPanel + column);
+  }
 }
 
 // The tile is a single run: its sum stays in registers until it joins O.
 template <int NV>
 inline void add_whole_tile(const ValueTile& values, const Run& run, const float* weights, const F32 (&rescale)[kNV],
                            float* outputs) {
-  F32 scale[NV];
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) scale[v] = rescale[run.first_vector + v];
-  for (int64_t d = 0; d < values.head_dim; d += kMR) {
-    F32 c[kMR][NV];
-    clear(c);
-    multiply_values(values, run, weights, d, c);
-    float* out = outputs + d * kPanel + run.first_vector * F32::kLanes;
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-        float* at = out + r * kPanel + v * F32::kLanes;
-        fma(F32::load(at), scale[v], c[r][v]).store(at);
-      }
-    }
-  }
+  for_each_block(values, run, weights, [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
+    add_scaled<NV>(strip, from, num_keys, rescale + run.first_vector, outputs + offset);
+  });
 }
 
 // The tile has several runs: they add up in `sums`, laid out like the outputs and zero before the first one.
 template <int NV>
 inline void add_run(const ValueTile& values, const Run& run, const float* weights, float* sums) {
-  for (int64_t d = 0; d < values.head_dim; d += kMR) {
-    F32 c[kMR][NV];
-    float* at = sums + d * kPanel + run.first_vector * F32::kLanes;
-    load_block(at, kPanel, c);
-    multiply_values(values, run, weights, d, c);
-    store_block(c, at, kPanel);
-  }
+  for_each_block(values, run, weights, [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
+    add_further<NV>(strip, from, num_keys, sums + offset);
+  });
 }
 
 inline void join_runs(const float* sums, int64_t head_dim, const F32 (&rescale)[kNV], float* outputs) {

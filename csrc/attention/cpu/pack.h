@@ -14,23 +14,37 @@ namespace flagattn::FLAGATTN_ISA {
 
 inline constexpr int kStrip = 8;
 
+// Head dims are padded with zeros to whole strips: they add nothing to a product.
+constexpr int64_t padded_dim(int64_t dim) { return (dim + kStrip - 1) / kStrip * kStrip; }
+
 // Distance between two strips of `rows` rows: 64 bytes more than they take, since strips that start at the same offset
 // of a 4 KiB page would evict one another from L1.
 constexpr int64_t strip_stride(int64_t rows) { return rows * kStrip + 16; }
 
-// n rows of `dim` (a multiple of 8) elements, `stride` apart; rows [n, padded) become zero.
+// The first n elements, zeros behind them; n may be anything.
+template <typename T>
+FLAGATTN_INLINE F32 load_up_to(const T* p, int64_t n) {
+  return n >= F32::kLanes ? F32::load(p) : n <= 0 ? F32::zero() : F32::load_n(p, n);
+}
+
+// n rows of `dim` elements, `stride` apart, become padded_dim(dim) long; rows [n, padded) become zero.
 template <typename T>
 inline void pack_rows(const T* src, int64_t stride, int64_t n, int64_t padded, int64_t dim, float* dst, int64_t ld) {
+  const int64_t end = padded_dim(dim);
   for (int64_t i = 0; i < padded; ++i) {
-    float* row = dst + i * ld;
-    int64_t d = 0;
-    if (i >= n) {
-      for (; d < dim; ++d) row[d] = 0.0f;
-      continue;
-    }
     const T* from = src + i * stride;
-    for (; d + F32::kLanes <= dim; d += F32::kLanes) F32::load(from + d).store(row + d);
-    if (d < dim) F32::load_n(from + d, dim - d).store_n(row + d, dim - d);
+    float* row = dst + i * ld;
+    const int64_t count = i < n ? dim : 0;
+    int64_t d = 0;
+    for (; d + F32::kLanes <= count; d += F32::kLanes) F32::load(from + d).store(row + d);
+    for (; d < end; d += F32::kLanes) {
+      const F32 rest = load_up_to(from + d, count - d);
+      if (end - d >= F32::kLanes) {
+        rest.store(row + d);
+      } else {
+        rest.store_n(row + d, end - d);
+      }
+    }
   }
 }
 
@@ -40,38 +54,40 @@ inline void pack_strips(const T* src, int64_t stride, int64_t n, int64_t dim, fl
   for (int64_t i = 0; i < n; ++i) {
     const T* from = src + i * stride;
     float* to = dst + i * kStrip;
-    if constexpr (kLanes <= kStrip) {
-      for (int64_t d = 0; d < dim; d += kStrip, to += ld) {
+    for (int64_t d = 0; d < dim; d += kStrip, to += ld) {
+      if constexpr (kLanes > kStrip) {
+        F32::load_n(from + d, dim - d < kStrip ? dim - d : kStrip).store_n(to, kStrip);
+      } else if (dim - d >= kStrip) {
         FLAGATTN_UNROLL for (int j = 0; j < kStrip; j += kLanes) F32::load(from + d + j).store(to + j);
+      } else {
+        for (int j = 0; j < kStrip; j += kLanes) load_up_to(from + d + j, dim - d - j).store(to + j);
       }
-    } else {
-      for (int64_t d = 0; d < dim; d += kStrip, to += ld) F32::load_n(from + d, kStrip).store_n(to, kStrip);
     }
   }
 }
 
 // rows[c] points at the `dim` elements of column c, or is null: that column becomes zero. Every element is multiplied
-// by `factor`.
+// by `factor`. Rows [dim, padded_dim(dim)) of dst become zero.
 template <typename T>
 inline void pack_columns(const T* const* rows, int64_t dim, float factor, float* dst) {
   constexpr int kLanes = F32::kLanes;
   const F32 scale = F32::set1(factor);
+  const int64_t end = padded_dim(dim);
   for (int column = 0; column < kPanel; column += kLanes) {
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      const int64_t n = dim - d < kLanes ? dim - d : kLanes;
+    for (int64_t d = 0; d < end; d += kLanes) {
       F32 block[kLanes];
       FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
         const T* from = rows[column + i];
-        block[i] =
-            from == nullptr ? F32::zero() : (n == kLanes ? F32::load(from + d) : F32::load_n(from + d, n)) * scale;
+        block[i] = from == nullptr ? F32::zero() : load_up_to(from + d, dim - d) * scale;
       }
       transpose(block);
-      for (int i = 0; i < n; ++i) block[i].store(dst + (d + i) * kPanel + column);
+      const int64_t n = end - d < kLanes ? end - d : kLanes;
+      for (int64_t i = 0; i < n; ++i) block[i].store(dst + (d + i) * kPanel + column);
     }
   }
 }
 
-// The way back: row c takes column c times factors[c], rounded once to T; null rows are left out.
+// The way back: row c takes the `dim` elements of column c times factors[c], rounded once to T; null rows are left out.
 template <typename T>
 inline void unpack_columns(const float* src, int64_t dim, const float* factors, T* const* rows) {
   constexpr int kLanes = F32::kLanes;
@@ -80,7 +96,7 @@ inline void unpack_columns(const float* src, int64_t dim, const float* factors, 
     for (int64_t d = 0; d < dim; d += kLanes) {
       const int64_t n = dim - d < kLanes ? dim - d : kLanes;
       F32 block[kLanes];
-      for (int i = 0; i < n; ++i) block[i] = F32::load(src + (d + i) * kPanel + column) * scale;
+      for (int64_t i = 0; i < n; ++i) block[i] = F32::load(src + (d + i) * kPanel + column) * scale;
       for (int64_t i = n; i < kLanes; ++i) block[i] = F32::zero();
       transpose(block);
       for (int i = 0; i < kLanes; ++i) {

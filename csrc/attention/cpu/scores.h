@@ -8,6 +8,7 @@
 #include "arch/simd.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/tile_prefetch.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
@@ -26,71 +27,97 @@ struct ScoreContext {
   bool piecewise;
   // Scores become tanh(softcap_factor * score) where it is not 0; the factor that is left is part of the exponent's.
   float softcap_factor;
+  TilePrefetch* prefetch;
 };
 
 // Longer sums are cut into parts of this many products, so that rounding errors do not grow with the head dim.
 inline constexpr int64_t kMostProducts = 128;
 
+// The scores of one strip of kMR keys; raises most[v] to the largest of them.
 template <int NV>
-FLAGATTN_INLINE void multiply_keys(const ScoreOperands& operands, int32_t key, int column, int64_t head_dim,
-                                   F32 (&c)[kMR][NV]) {
-  const float* keys = operands.keys + key * operands.key_stride;
+FLAGATTN_KERNEL void score_strip(const float* keys, int64_t key_stride, const float* queries, int64_t head_dim,
+                                 float* scores, F32* most) {
+  F32 c[kMR][NV];
   clear(c);
-  if (head_dim <= kMostProducts) {
-    multiply_rows(keys, operands.key_stride, operands.queries + column, kPanel, head_dim, c);
-    return;
+  multiply_rows(keys, key_stride, queries, kPanel, head_dim, c);
+  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+    F32 strip = c[0][v];
+    FLAGATTN_UNROLL for (int r = 1; r < kMR; ++r) strip = max(strip, c[r][v]);
+    most[v] = max(most[v], strip);
   }
-  alignas(64) float sums[kMR * NV * F32::kLanes] = {};
-  for (int64_t d = 0; d < head_dim; d += kMostProducts) {
-    const int64_t n = head_dim - d < kMostProducts ? head_dim - d : kMostProducts;
-    multiply_rows(keys + d, operands.key_stride, operands.queries + d * kPanel + column, kPanel, n, c);
-    F32 before[kMR][NV];
-    load_block(sums, NV * F32::kLanes, before);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) before[r][v] = before[r][v] + c[r][v];
+  store_block(c, scores, kPanel);
+}
+
+// Adds to the scores instead, and leaves the maximum to the caller.
+template <int NV>
+FLAGATTN_KERNEL void score_strip_further(const float* keys, int64_t key_stride, const float* queries, int64_t head_dim,
+                                         float* scores) {
+  F32 c[kMR][NV];
+  clear(c);
+  multiply_rows(keys, key_stride, queries, kPanel, head_dim, c);
+  FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
+    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+      float* at = scores + r * kPanel + v * F32::kLanes;
+      (F32::load(at) + c[r][v]).store(at);
     }
-    store_block(before, sums, NV * F32::kLanes);
-    clear(c);
   }
-  load_block(sums, NV * F32::kLanes, c);
+}
+
+// Calls body(vector, row, score) for every vector of a strip and stores what it returns.
+template <int NV, typename Body>
+FLAGATTN_INLINE void update_strip(float* scores, Body&& body) {
+  for (int v = 0; v < NV; ++v) {
+    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
+      float* at = scores + r * kPanel + v * F32::kLanes;
+      body(v, r, F32::load(at)).store(at);
+    }
+  }
+}
+
+template <int NV>
+FLAGATTN_INLINE void score_strip(const ScoreContext& context, const ScoreOperands& operands, int32_t key, int column,
+                                 float* scores, F32* most) {
+  const float* keys = operands.keys + key * operands.key_stride;
+  const float* queries = operands.queries + column;
+  int64_t n = context.head_dim < kMostProducts ? context.head_dim : kMostProducts;
+  score_strip<NV>(keys, operands.key_stride, queries, n, scores, most);
+  for (int64_t d = n; d < context.head_dim; d += n) {
+    n = context.head_dim - d < kMostProducts ? context.head_dim - d : kMostProducts;
+    score_strip_further<NV>(keys + d, operands.key_stride, queries + d * kPanel, n, scores);
+  }
 }
 
 // The strip crosses the border of at least one column: both products, chosen lane by lane.
 template <int NV>
-inline void multiply_border_strip(const ScoreContext& context, const PanelMask& mask, int32_t key, int column,
-                                  float* scores) {
-  F32 c[kMR][NV];
-  multiply_keys(context.near, key, column, context.head_dim, c);
-  store_block(c, scores + key * kPanel + column, kPanel);
-  multiply_keys(context.far, key, column, context.head_dim, c);
-  for (int v = 0; v < NV; ++v) {
+inline void score_border_strip(const ScoreContext& context, const PanelMask& mask, int32_t key, int column,
+                               float* scores) {
+  F32 unused[NV];
+  for (F32& vector : unused) vector = F32::zero();
+  alignas(64) float far[kMR * kPanel];
+  score_strip<NV>(context, context.far, key, column, far, unused);
+  score_strip<NV>(context, context.near, key, column, scores, unused);
+  update_strip<NV>(scores, [&](int v, int r, F32 near) {
     const I32 far_end = I32::load(mask.far_end + column + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      float* at = scores + (key + r) * kPanel + column + v * F32::kLanes;
-      select(I32::set1(context.first_key + key + r) < far_end, c[r][v], F32::load(at)).store(at);
-    }
-  }
+    return select(I32::set1(context.first_key + key + r) < far_end, F32::load(far + r * kPanel + v * F32::kLanes),
+                  near);
+  });
 }
 
 template <int NV>
-FLAGATTN_INLINE void mask_strip(const PanelMask& mask, int32_t key, int column, F32 (&c)[kMR][NV]) {
+inline void mask_strip(const PanelMask& mask, int32_t key, int column, float* scores) {
   const F32 hidden = F32::set1(-std::numeric_limits<float>::infinity());
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+  update_strip<NV>(scores, [&](int v, int r, F32 score) {
     const I32 begin = I32::load(mask.begin + column + v * F32::kLanes);
     const I32 end = I32::load(mask.end + column + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      const Mask seen = (begin < I32::set1(key + r + 1)) & (I32::set1(key + r) < end);
-      c[r][v] = select(seen, c[r][v], hidden);
-    }
-  }
+    return select((begin < I32::set1(key + r + 1)) & (I32::set1(key + r) < end), score, hidden);
+  });
 }
 
 // Writes scores[key][column] for the run and raises largest[v].
 template <int NV>
 inline void score_run(const ScoreContext& context, const PanelMask& mask, const Run& run, float* scores, F32* largest) {
   const int column = run.first_vector * F32::kLanes;
-  F32 most[NV];
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) most[v] = largest[run.first_vector + v];
+  F32* most = largest + run.first_vector;
   // Keys before all_far are far for every column, keys from any_far on for none. Keys that pad the tile are what the
   // last one is.
   int32_t all_far = 0, any_far = 0;
@@ -99,35 +126,33 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
     any_far = mask.far_end[column + NV * F32::kLanes - 1] - context.first_key;
     if (all_far >= context.num_keys) all_far = run.end;
   }
+  const bool plain_maximum = context.softcap_factor == 0.0f && context.head_dim <= kMostProducts;
 
   for (int32_t key = run.begin; key < run.end; key += kMR) {
-    F32 c[kMR][NV];
+    context.prefetch->step();
     float* at = scores + key * kPanel + column;
-    if (key < any_far && key + kMR > all_far) {
-      multiply_border_strip<NV>(context, mask, key, column, scores);
-      load_block(at, kPanel, c);
+    const bool border = key < any_far && key + kMR > all_far;
+    const bool clear = key >= run.clear_begin && key < run.clear_end;
+    if (!border && clear && plain_maximum) {
+      score_strip<NV>(context, key < any_far ? context.far : context.near, key, column, at, most);
+      continue;
+    }
+    F32 unused[NV];
+    for (F32& vector : unused) vector = F32::zero();
+    if (border) {
+      score_border_strip<NV>(context, mask, key, column, at);
     } else {
-      multiply_keys(key < any_far ? context.far : context.near, key, column, context.head_dim, c);
+      score_strip<NV>(context, key < any_far ? context.far : context.near, key, column, at, unused);
     }
     if (context.softcap_factor != 0.0f) {
-      store_block(c, at, kPanel);
-      for (int r = 0; r < kMR; ++r) {
-        for (int v = 0; v < NV; ++v) {
-          float* score = at + r * kPanel + v * F32::kLanes;
-          tanh(F32::load(score) * F32::set1(context.softcap_factor)).store(score);
-        }
-      }
-      load_block(at, kPanel, c);
+      update_strip<NV>(at, [&](int, int, F32 score) { return tanh(score * F32::set1(context.softcap_factor)); });
     }
-    if (key < run.clear_begin || key >= run.clear_end) mask_strip(mask, context.first_key + key, column, c);
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-      F32 strip = c[0][v];
-      FLAGATTN_UNROLL for (int r = 1; r < kMR; ++r) strip = max(strip, c[r][v]);
-      most[v] = max(most[v], strip);
-    }
-    store_block(c, at, kPanel);
+    if (!clear) mask_strip<NV>(mask, context.first_key + key, column, at);
+    update_strip<NV>(at, [&](int v, int, F32 score) {
+      most[v] = max(most[v], score);
+      return score;
+    });
   }
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) largest[run.first_vector + v] = most[v];
 }
 
 }  // namespace flagattn::FLAGATTN_ISA

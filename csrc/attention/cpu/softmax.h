@@ -42,8 +42,8 @@ FLAGATTN_INLINE void raise_maximum(PanelStatistics& statistics, const F32 (&larg
 // Scores of a run become weights. partial[parity][v] adds them up, even and odd keys apart: a sum's grouping must not
 // depend on how the tile was cut into runs.
 template <int NV>
-inline void weigh_run(const PanelStatistics& statistics, const Run& run, F32 factor, float* scores,
-                      F32 (&partial)[2][kNV]) {
+FLAGATTN_KERNEL void weigh_run(const PanelStatistics& statistics, const Run& run, F32 factor, float* scores,
+                               F32 (&partial)[2][kNV]) {
   const int column = run.first_vector * F32::kLanes;
   F32 maximum[NV], even[NV], odd[NV];
   FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
@@ -81,10 +81,11 @@ FLAGATTN_INLINE float normaliser(const PanelStatistics& statistics, int column) 
   const float sum = statistics.sum[column];
   return sum == 0.0f ? 0.0f : 1.0f / sum;
 }
+// In double, since the two parts of a large LSE would each be rounded at its size.
 FLAGATTN_INLINE float log_sum_exp(const PanelStatistics& statistics, int column) {
   const float sum = statistics.sum[column];
   if (sum == 0.0f) return -std::numeric_limits<float>::infinity();
-  return statistics.maximum[column] * 0.69314718056f + ::logf(sum);
+  return static_cast<float>(statistics.maximum[column] * 0.693147180559945309 + ::log(static_cast<double>(sum)));
 }
 
 }  // namespace flagattn::FLAGATTN_ISA
