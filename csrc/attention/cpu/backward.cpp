@@ -91,6 +91,7 @@ class Driver {
 
   void work() {
     void* scratch = thread_scratch(kernels_.scratch_bytes(params_, most_columns_));
+    kernels_.start(params_, scratch);
     std::unique_lock lock(mutex_);
     while (true) {
       share_freed_.wait(lock, [this] { return next_chain_ == chains_.size() || can_get_share(); });

@@ -15,6 +15,8 @@ size_t scratch_bytes(const AttentionBackwardParams& params, int64_t columns) {
   return layout.total;
 }
 
+void start(const AttentionBackwardParams& params, void* scratch) { BackwardWorker::start(params.forward, scratch); }
+
 void run_part(const AttentionBackwardParams& params, const BackwardPart& part, void* scratch,
               const KeyGradients& share) {
   BackwardWorker(params, part, scratch, share).run();
@@ -90,6 +92,6 @@ void write(const AttentionBackwardParams& params, const BackwardPart& part, cons
 
 }  // namespace
 
-extern const BackwardKernels backward_kernels = {scratch_bytes, run_part, add_share, write};
+extern const BackwardKernels backward_kernels = {scratch_bytes, start, run_part, add_share, write};
 
 }  // namespace flagattn::FLAGATTN_ISA

@@ -24,6 +24,8 @@ struct KeyGradients {
 struct BackwardKernels {
   // Working memory of one thread, for parts of at most `columns` columns.
   size_t (*scratch_bytes)(const AttentionBackwardParams& params, int64_t columns);
+  // Readies that memory for the first of a thread's parts.
+  void (*start)(const AttentionBackwardParams& params, void* scratch);
   // Writes dQ of the part's columns and its share of dK and dV.
   void (*run_part)(const AttentionBackwardParams& params, const BackwardPart& part, void* scratch,
                    const KeyGradients& share);

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "arch/simd.h"
+#include "attention/cpu/backward_products.h"
 #include "attention/cpu/backward_scratch.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
@@ -36,111 +37,108 @@ struct GradientContext {
   float *near_dscores, *far_dscores;
 };
 
-template <int NV>
-FLAGATTN_INLINE void multiply_keys(const TileProduct& product, int32_t key, int column, F32 (&c)[kMR][NV]) {
-  clear(c);
-  multiply_rows(product.rows + key * product.stride, product.stride, product.columns + column, kPanel, product.dim, c);
-}
-
-// Scores become tanh(softcap_factor * score); `slopes` takes 1 - tanh^2. The blocks are kPanel wide.
-template <int NV>
-inline void cap_strip(float softcap_factor, float* scores, float* slopes) {
-  const F32 factor = F32::set1(softcap_factor), one = F32::set1(1.0f);
-  for (int r = 0; r < kMR; ++r) {
-    for (int v = 0; v < NV; ++v) {
-      const int at = r * kPanel + v * F32::kLanes;
-      const F32 capped = tanh(F32::load(scores + at) * factor);
-      capped.store(scores + at);
-      (one - capped * capped).store(slopes + at);
-    }
-  }
-}
-
-// Zero where a column does not see a key: also where NaN or Inf met there.
-template <int NV>
-FLAGATTN_INLINE void select_strip(const PanelMask& mask, int32_t key, int column, F32 (&c)[kMR][NV]) {
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    const I32 begin = I32::load(mask.begin + column + v * F32::kLanes);
-    const I32 end = I32::load(mask.end + column + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      const Mask seen = (begin < I32::set1(key + r + 1)) & (I32::set1(key + r) < end);
-      c[r][v] = select(seen, c[r][v], F32::zero());
-    }
-  }
-}
-
-// Scores of a strip that is far for some of its columns and near for others: both, chosen lane by lane.
-template <int NV>
-inline void multiply_border(const GradientContext& context, const PanelMask& mask, int32_t key, int column,
-                            F32 (&c)[kMR][NV]) {
-  alignas(64) float near[kMR * kPanel];
-  multiply_keys(context.near, key, column, c);
-  store_block(c, near, kPanel);
-  multiply_keys(context.far, key, column, c);
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    const I32 far_end = I32::load(mask.far_end + column + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      const Mask far = I32::set1(context.first_key + key + r) < far_end;
-      c[r][v] = select(far, c[r][v], F32::load(near + r * kPanel + v * F32::kLanes));
-    }
-  }
-}
-
-// Keys [key, key + kMR) of the tile against NV vectors from `column` on.
-template <int NV>
-inline void gradient_strip(const GradientContext& context, const BackwardPanel& panel, int32_t key, int column,
-                           bool clear_strip) {
-  const PanelMask& mask = panel.mask;
-  const int32_t first = context.first_key + key;
-  const bool some_far = context.piecewise && first < mask.far_end[column + NV * F32::kLanes - 1];
-  const bool border = some_far && first + kMR > mask.far_end[column];
-  float* weights = context.weights + key * kPanel + column;
-  alignas(64) float slopes[kMR * kPanel];
-
+// dst[key][column] = or += the product of kMR rows and NV vectors of columns.
+template <int NV, bool kAdd>
+FLAGATTN_KERNEL void multiply_strip_of_keys(const float* rows, int64_t stride, const float* columns, int64_t dim,
+                                            float* dst) {
   F32 c[kMR][NV];
-  if (border) {
-    multiply_border(context, mask, key, column, c);
+  clear(c);
+  multiply_rows(rows, stride, columns, kPanel, dim, c);
+  if constexpr (kAdd) {
+    add_block(c, dst, kPanel);
   } else {
-    multiply_keys(some_far ? context.far : context.near, key, column, c);
+    store_block(c, dst, kPanel);
   }
-  if (context.softcap_factor != 0.0f) {
-    store_block(c, weights, kPanel);
-    cap_strip<NV>(context.softcap_factor, weights, slopes);
-    load_block(weights, kPanel, c);
-  }
-  const F32 factor = F32::set1(context.factor);
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    const F32 lse = F32::load(panel.lse + column + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) c[r][v] = exp2(fms(c[r][v], factor, lse));
-  }
-  if (!clear_strip) select_strip(mask, first, column, c);
-  store_block(c, weights, kPanel);
+}
 
-  multiply_keys(context.values, key, column, c);
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    const F32 delta = F32::load(panel.delta + column + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      c[r][v] = F32::load(weights + r * kPanel + v * F32::kLanes) * (c[r][v] - delta);
-    }
+// Longer sums are cut, so that rounding errors do not grow with the head dim.
+template <int NV>
+FLAGATTN_INLINE void multiply_keys(const TileProduct& product, int32_t key, int column, float* dst) {
+  constexpr int64_t kMostProducts = 128;
+  const float* rows = product.rows + key * product.stride;
+  const float* columns = product.columns + column;
+  const int64_t dim = product.dim;
+  multiply_strip_of_keys<NV, false>(rows, product.stride, columns, dim < kMostProducts ? dim : kMostProducts, dst);
+  for (int64_t d = kMostProducts; d < dim; d += kMostProducts) {
+    const int64_t rest = dim - d;
+    multiply_strip_of_keys<NV, true>(rows + d, product.stride, columns + d * kPanel,
+                                     rest < kMostProducts ? rest : kMostProducts, dst);
   }
-  if (context.softcap_factor != 0.0f) {
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[r][v] = c[r][v] * F32::load(slopes + r * kPanel + v * F32::kLanes);
-    }
-  }
-  if (!clear_strip) select_strip(mask, first, column, c);
+}
+
+// Rows of near strips are K's, of far ones K2's; border strips are far for some of their columns and near for others.
+enum class StripKind { kNear, kFar, kBorder };
+
+template <int NV>
+FLAGATTN_INLINE StripKind kind_of(const GradientContext& context, const PanelMask& mask, int32_t key, int column) {
+  const int32_t first = context.first_key + key;
+  if (!context.piecewise || first >= mask.far_end[column + NV * F32::kLanes - 1]) return StripKind::kNear;
+  return first + kMR > mask.far_end[column] ? StripKind::kBorder : StripKind::kFar;
+}
+
+// The products of one strip: scores to `weights` (a border strip's far scores to `far_dscores`), dP to where dS will
+// be.
+template <int NV>
+FLAGATTN_INLINE void multiply_strip(const GradientContext& context, StripKind kind, int32_t key, int column) {
   const int64_t at = key * kPanel + column;
-  if (!border) {
-    store_block(c, (some_far ? context.far_dscores : context.near_dscores) + at, kPanel);
-    return;
-  }
+  multiply_keys<NV>(kind == StripKind::kFar ? context.far : context.near, key, column, context.weights + at);
+  if (kind == StripKind::kBorder) multiply_keys<NV>(context.far, key, column, context.far_dscores + at);
+  multiply_keys<NV>(context.values, key, column,
+                    (kind == StripKind::kFar ? context.far_dscores : context.near_dscores) + at);
+}
+
+// P and dS of keys [begin, end) that all columns see, without softcap: nearly all of them.
+template <int NV>
+FLAGATTN_KERNEL void weigh_clear_keys(const BackwardPanel& panel, float factor, int32_t begin, int32_t end, int column,
+                                      float* weights, float* dscores) {
+  const F32 scale = F32::set1(factor);
+  F32 lse[NV], delta[NV];
   FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    const I32 far_end = I32::load(mask.far_end + column + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
-      const Mask far = I32::set1(first + r) < far_end;
-      const int64_t here = at + r * kPanel + v * F32::kLanes;
-      select(far, F32::zero(), c[r][v]).store(context.near_dscores + here);
-      select(far, c[r][v], F32::zero()).store(context.far_dscores + here);
+    lse[v] = F32::load(panel.lse + column + v * F32::kLanes);
+    delta[v] = F32::load(panel.delta + column + v * F32::kLanes);
+  }
+  for (int64_t at = begin * kPanel + column; at < end * kPanel; at += kPanel) {
+    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+      float *weight = weights + at + v * F32::kLanes, *dscore = dscores + at + v * F32::kLanes;
+      const F32 p = exp2(fms(F32::load(weight), scale, lse[v]));
+      p.store(weight);
+      (p * (F32::load(dscore) - delta[v])).store(dscore);
+    }
+  }
+}
+
+// The same for one strip of any kind. What a column does not see becomes zero, also where NaN or Inf met there.
+template <int NV>
+FLAGATTN_KERNEL void weigh_edge_strip(const GradientContext& context, const BackwardPanel& panel, StripKind kind,
+                                      int32_t key, int column) {
+  const PanelMask& mask = panel.mask;
+  const F32 zero = F32::zero(), one = F32::set1(1.0f);
+  for (int v = 0; v < NV; ++v) {
+    const int c = column + v * F32::kLanes;
+    const I32 begin = I32::load(mask.begin + c), end = I32::load(mask.end + c), far_end = I32::load(mask.far_end + c);
+    const F32 lse = F32::load(panel.lse + c), delta = F32::load(panel.delta + c);
+    for (int r = 0; r < kMR; ++r) {
+      const int64_t at = (key + r) * kPanel + c;
+      const int32_t number = context.first_key + key + r;
+      const Mask seen = (begin < I32::set1(number + 1)) & (I32::set1(number) < end);
+      const Mask far = I32::set1(number) < far_end;
+      F32 score = F32::load(context.weights + at);
+      if (kind == StripKind::kBorder) score = select(far, F32::load(context.far_dscores + at), score);
+      F32 slope = one;
+      if (context.softcap_factor != 0.0f) {
+        score = tanh(score * F32::set1(context.softcap_factor));
+        slope = one - score * score;
+      }
+      const F32 p = select(seen, exp2(fms(score, F32::set1(context.factor), lse)), zero);
+      p.store(context.weights + at);
+      float* dscores = kind == StripKind::kFar ? context.far_dscores : context.near_dscores;
+      const F32 ds = select(seen, p * (F32::load(dscores + at) - delta) * slope, zero);
+      if (kind == StripKind::kBorder) {
+        select(far, zero, ds).store(context.near_dscores + at);
+        select(far, ds, zero).store(context.far_dscores + at);
+      } else {
+        ds.store(dscores + at);
+      }
     }
   }
 }

@@ -18,6 +18,16 @@ namespace flagattn::FLAGATTN_ISA {
 
 class BackwardWorker {
  public:
+  // Before a thread's first part: nothing is packed yet.
+  static void start(const AttentionParams& params, void* scratch) {
+    BackwardLayout layout;
+    const BackwardScratch carved = carve(params, kBackwardQuantum, static_cast<char*>(scratch), layout);
+    const TileCache caches[] = {carved.near.keys, carved.far.keys, carved.values};
+    for (const TileCache& cache : caches) {
+      for (int64_t slot = 0; slot < cache.slots; ++slot) cache.owners[slot] = nullptr;
+    }
+  }
+
   BackwardWorker(const AttentionBackwardParams& params, const BackwardPart& part, void* scratch,
                  const KeyGradients& share)
       : params_(params),
@@ -51,11 +61,16 @@ class BackwardWorker {
     const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
     const int64_t end = last.mask.end[last.num_vectors * F32::kLanes - 1];
     for (int64_t tile = scratch_.panels[0].mask.begin[0] / kBackwardKeyTile; tile * kBackwardKeyTile < end; ++tile) {
-      run_tile<T>(tile);
+      run_tile<T>(tile, (tile + 1) * kBackwardKeyTile >= end);
     }
     finish_block<T>(params_.dq, scratch_.near.dqueries);
     if (piecewise_) finish_block<T>(params_.dq2, scratch_.far.dqueries);
   }
+
+  struct TileRows {
+    const float* rows;
+    int64_t stride;
+  };
 
   // Columns -----------------------------------------------------------------------------------------------------------
 
@@ -86,7 +101,6 @@ class BackwardWorker {
 
   template <typename T>
   void start_block() {
-    layout_.row_stride = layout_.columns;
     const Strips panels((num_columns_ + F32::kLanes - 1) / F32::kLanes);
     num_panels_ = panels.count;
     for (int64_t i = 0; i < num_panels_; ++i) {
@@ -138,13 +152,13 @@ class BackwardWorker {
     }
     const int64_t used = panel.num_vectors * F32::kLanes;
     pack_columns(q, dim, 1.0f, scratch_.near.queries + index * kPanel * dim);
-    pack_dim_strips(q, used, dim, scratch_.near.query_rows, panel.first_column, layout_.row_stride);
+    pack_dim_strips(q, used, dim, scratch_.near.query_rows, panel.first_column, layout_.columns);
     if (piecewise_) {
       pack_columns(q2, dim, 1.0f, scratch_.far.queries + index * kPanel * dim);
-      pack_dim_strips(q2, used, dim, scratch_.far.query_rows, panel.first_column, layout_.row_stride);
+      pack_dim_strips(q2, used, dim, scratch_.far.query_rows, panel.first_column, layout_.columns);
     }
     pack_columns(dout, dim_v, 1.0f, scratch_.douts + index * kPanel * dim_v);
-    pack_dim_strips(dout, used, dim_v, scratch_.dout_rows, panel.first_column, layout_.row_stride);
+    pack_dim_strips(dout, used, dim_v, scratch_.dout_rows, panel.first_column, layout_.columns);
   }
 
   template <typename T>
@@ -169,7 +183,7 @@ class BackwardWorker {
   // Key tiles ---------------------------------------------------------------------------------------------------------
 
   template <typename T>
-  void run_tile(int64_t tile) {
+  void run_tile(int64_t tile, bool last_tile) {
     const int64_t first = tile * kBackwardKeyTile, rest = part_.sequence.seqlen_k - first;
     first_key_ = static_cast<int32_t>(first);
     num_keys_ = static_cast<int32_t>(rest < kBackwardKeyTile ? rest : kBackwardKeyTile);
@@ -177,11 +191,19 @@ class BackwardWorker {
     const bool far = piecewise_ && first < last.mask.far_end[last.num_vectors * F32::kLanes - 1];
     const bool near = !piecewise_ || first + num_keys_ > scratch_.panels[0].mask.far_end[0];
     touch(tile, near, far);
-    if (near) pack_tile<T>(forward_.k, forward_.head_dim, scratch_.near.keys, layout_.key_stride);
-    if (far) pack_tile<T>(forward_.k2, forward_.head_dim, scratch_.far.keys, layout_.key_stride);
-    pack_tile<T>(forward_.v, forward_.head_dim_v, scratch_.values, layout_.value_stride);
+    if (near)
+      near_ = {pack_tile<T>(forward_.k, forward_.head_dim, tile, scratch_.near.keys), scratch_.near.keys.stride};
+    if (far) far_ = {pack_tile<T>(forward_.k2, forward_.head_dim, tile, scratch_.far.keys), scratch_.far.keys.stride};
+    values_ = {pack_tile<T>(forward_.v, forward_.head_dim_v, tile, scratch_.values), scratch_.values.stride};
 
-    for (int64_t i = 0; i < num_panels_; ++i) run_panel(i);
+    for (int64_t i = 0; i < num_panels_; ++i) {
+      if (last_tile) {
+        prefetch_next_block<T>(scratch_.panels[i]);
+      } else {
+        prefetch_next_tile<T>(i);
+      }
+      run_panel(i);
+    }
 
     const int64_t ld = round_up_to(forward_.head_dim, KeyGradients::kRowQuantum);
     const int64_t ld_v = round_up_to(forward_.head_dim_v, KeyGradients::kRowQuantum);
@@ -199,10 +221,50 @@ class BackwardWorker {
   }
 
   template <typename T>
-  void pack_tile(const HeadsView& view, int64_t dim, float* dst, int64_t stride) const {
-    const T* src = static_cast<const T*>(view.data) + part_.sequence.batch * view.batch_stride +
-                   (part_.sequence.first_k + first_key_) * view.row_stride + part_.head_k * view.head_stride;
-    pack_rows(src, view.row_stride, num_keys_, round_up_to(num_keys_, kMR), dim, dst, stride);
+  const float* pack_tile(const HeadsView& view, int64_t dim, int64_t tile, const TileCache& cache) const {
+    const int64_t slot = tile % cache.slots;
+    float* rows = cache.data + slot * kBackwardKeyTile * cache.stride;
+    const T* src = key_row<T>(view, first_key_);
+    if (cache.owners[slot] != src) {
+      pack_rows(src, view.row_stride, num_keys_, round_up_to(num_keys_, kMR), dim, rows, cache.stride);
+      cache.owners[slot] = src;
+    }
+    return rows;
+  }
+
+  // What is packed next lies in rows far apart, which no hardware prefetcher follows; packing would wait for every
+  // line.
+  template <typename T>
+  static void prefetch_row(const T* row, int64_t dim) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
+  }
+  template <typename T>
+  void prefetch_next_tile(int64_t panel) const {
+    const int64_t next = first_key_ + num_keys_, rest = part_.sequence.seqlen_k - next;
+    const int64_t rows = rest < kBackwardKeyTile ? rest : kBackwardKeyTile;
+    for (int64_t i = panel * rows / num_panels_; i < (panel + 1) * rows / num_panels_; ++i) {
+      prefetch_row(key_row<T>(forward_.k, next + i), forward_.head_dim);
+      if (piecewise_) prefetch_row(key_row<T>(forward_.k2, next + i), forward_.head_dim);
+      prefetch_row(key_row<T>(forward_.v, next + i), forward_.head_dim_v);
+    }
+  }
+  template <typename T>
+  void prefetch_next_block(const BackwardPanel& panel) const {
+    const int64_t before = panel.first_column - layout_.columns;  // blocks go from the last to the first
+    if (first_column_ == part_.first_column) return;
+    for (int64_t c = before; c < before + panel.num_vectors * F32::kLanes; ++c) {
+      const Column at = column(c);
+      prefetch_row(row_of<const T>(forward_.q, at), forward_.head_dim);
+      if (piecewise_) prefetch_row(row_of<const T>(forward_.q2, at), forward_.head_dim);
+      prefetch_row(row_of<const T>(params_.dout, at), forward_.head_dim_v);
+      prefetch_row(row_of<const T>(forward_.out, at), forward_.head_dim_v);
+    }
+  }
+  template <typename T>
+  const T* key_row(const HeadsView& view, int64_t key) const {
+    return static_cast<const T*>(view.data) + part_.sequence.batch * view.batch_stride +
+           (part_.sequence.first_k + key) * view.row_stride + part_.head_k * view.head_stride;
   }
 
   // Sums of a tile begin at zero when the part first meets it.
@@ -227,14 +289,14 @@ class BackwardWorker {
       std::memset(panel.far, 0, sizeof(panel.far));
     }
     const int64_t queries = index * kPanel * forward_.head_dim, scores = index * kBackwardKeyTile * kPanel;
-    const auto product = [&](const PairScratch& pair) {
-      return TileProduct{pair.keys, layout_.key_stride, pair.queries + queries, forward_.head_dim};
+    const auto product = [&](const TileRows& keys, const PairScratch& pair) {
+      return TileProduct{keys.rows, keys.stride, pair.queries + queries, forward_.head_dim};
     };
     const float* douts = scratch_.douts + index * kPanel * forward_.head_dim_v;
     const GradientContext context = {
-        .near = product(scratch_.near),
-        .far = piecewise_ ? product(scratch_.far) : TileProduct{},
-        .values = {scratch_.values, layout_.value_stride, douts, forward_.head_dim_v},
+        .near = product(near_, scratch_.near),
+        .far = piecewise_ ? product(far_, scratch_.far) : TileProduct{},
+        .values = {values_.rows, values_.stride, douts, forward_.head_dim_v},
         .piecewise = piecewise_,
         .first_key = first_key_,
         .softcap_factor = softcap_factor_,
@@ -255,38 +317,61 @@ class BackwardWorker {
     const int column = run.first_vector * F32::kLanes, end = column + NV * F32::kLanes;
     int32_t near_begin = run.begin, far_end = run.begin;
     for (int32_t key = run.begin; key < run.end; key += kMR) {
-      const bool clear_strip = key >= run.clear_begin && key + kMR <= run.clear_end;
-      gradient_strip<NV>(context, panel, key, column, clear_strip);
-      const int strip = key / kMR;
-      const int32_t first = first_key_ + key;
-      panel.seen[strip] = clear_strip ? ColumnRange{static_cast<uint8_t>(column), static_cast<uint8_t>(end)}
-                                      : seeing_columns(panel.mask, first, column, end);
-      if (!piecewise_) continue;
-      panel.near[strip] = panel.far[strip] = panel.seen[strip];
-      while (panel.near[strip].end > column && panel.mask.far_end[panel.near[strip].end - 1] >= first + kMR)
-        --panel.near[strip].end;
-      while (panel.far[strip].begin < end && panel.mask.far_end[panel.far[strip].begin] <= first)
-        ++panel.far[strip].begin;
-      panel.near[strip] = whole_quads(panel.near[strip]);
-      panel.far[strip] = whole_quads(panel.far[strip]);
-      if (first < panel.mask.far_end[end - 1]) far_end = key + kMR;
-      if (first + kMR <= panel.mask.far_end[column]) near_begin = key + kMR;
+      const StripKind kind = kind_of<NV>(context, panel.mask, key, column);
+      multiply_strip<NV>(context, kind, key, column);
+      if (kind != StripKind::kNear) far_end = key + kMR;
+      if (kind == StripKind::kFar) near_begin = key + kMR;
     }
+    // Clear strips of one kind are weighed together.
+    int32_t waiting = run.begin;
+    const auto weigh = [&](int32_t end, StripKind kind) {
+      if (waiting < end) {
+        weigh_clear_keys<NV>(panel, factor_, waiting, end, column, context.weights,
+                             kind == StripKind::kFar ? context.far_dscores : context.near_dscores);
+      }
+      waiting = end;
+    };
+    for (int32_t key = run.begin; key < run.end; key += kMR) {
+      const StripKind kind = kind_of<NV>(context, panel.mask, key, column);
+      const bool clear_strip = key >= run.clear_begin && key < run.clear_end;
+      set_ranges(panel, key, column, end, clear_strip);
+      if (key == near_begin) weigh(key, StripKind::kFar);
+      if (clear_strip && kind != StripKind::kBorder && softcap_factor_ == 0.0f) continue;
+      weigh(key, kind);
+      weigh_edge_strip<NV>(context, panel, kind, key, column);
+      waiting = key + kMR;
+    }
+    weigh(run.end, near_begin < run.end ? StripKind::kNear : StripKind::kFar);
     if (near_begin < run.end) {
-      add_to_dqueries<NV>(scratch_.near.keys, layout_.key_stride, context.near_dscores, column, near_begin, run.end,
+      add_to_dqueries<NV>(near_.rows, near_.stride, context.near_dscores, column, near_begin, run.end,
                           forward_.head_dim, scratch_.near.dqueries + queries);
     }
     if (run.begin < far_end) {
-      add_to_dqueries<NV>(scratch_.far.keys, layout_.key_stride, context.far_dscores, column, run.begin, far_end,
-                          forward_.head_dim, scratch_.far.dqueries + queries);
+      add_to_dqueries<NV>(far_.rows, far_.stride, context.far_dscores, column, run.begin, far_end, forward_.head_dim,
+                          scratch_.far.dqueries + queries);
     }
   }
 
-  // Columns of [begin, end) that see some of the keys [key, key + kMR), in whole quads.
+  // Which columns the products of dK and dV take in for one strip.
+  void set_ranges(BackwardPanel& panel, int32_t key, int begin, int end, bool clear_strip) const {
+    const int strip = key / kMR;
+    const int32_t first = first_key_ + key;
+    ColumnRange seen{static_cast<uint8_t>(begin), static_cast<uint8_t>(end)};
+    if (!clear_strip) seen = seeing_columns(panel.mask, first, begin, end);
+    panel.seen[strip] = whole_quads(seen);
+    if (!piecewise_) return;
+    ColumnRange near = seen, far = seen;
+    while (near.end > near.begin && panel.mask.far_end[near.end - 1] >= first + kMR) --near.end;
+    while (far.begin < far.end && panel.mask.far_end[far.begin] <= first) ++far.begin;
+    panel.near[strip] = whole_quads(near);
+    panel.far[strip] = whole_quads(far);
+  }
+
+  // Columns of [begin, end) that see some of the keys [key, key + kMR).
   static ColumnRange seeing_columns(const PanelMask& mask, int32_t key, int begin, int end) {
     while (begin < end && mask.end[begin] <= key) ++begin;
     while (end > begin && mask.begin[end - 1] >= key + kMR) --end;
-    return whole_quads({static_cast<uint8_t>(begin), static_cast<uint8_t>(end)});
+    return {static_cast<uint8_t>(begin), static_cast<uint8_t>(end)};
   }
   static ColumnRange whole_quads(ColumnRange range) {
     if (range.begin >= range.end) return {0, 0};
@@ -298,7 +383,7 @@ class BackwardWorker {
     const int64_t ld = round_up_to(dim, KeyGradients::kRowQuantum);
     const Strips strips((dim + F32::kLanes - 1) / F32::kLanes);
     for (int64_t i = 0; i < strips.count; ++i) {
-      const float* strip_rows = rows + strips.offset(i, layout_.row_stride);
+      const float* strip_rows = rows + strips.offset(i, layout_.columns);
       float* strip_sums = sums + strips.first(i) * F32::kLanes;
       with_width(strips.width(i), [&]<int NV>(Width<NV>) {
         for (int strip = 0; strip * kMR < num_keys_; ++strip) {
@@ -321,6 +406,7 @@ class BackwardWorker {
 
   int64_t first_column_ = 0, num_columns_ = 0, num_panels_ = 0;  // of the block
   int32_t first_key_ = 0, num_keys_ = 0;                         // of the tile
+  TileRows near_{}, far_{}, values_{};
 };
 
 }  // namespace flagattn::FLAGATTN_ISA
