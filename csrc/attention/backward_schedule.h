@@ -41,6 +41,7 @@ constexpr BackwardSplit backward_split(int64_t seqlen_q, int64_t group) {
 constexpr int64_t backward_block_columns(int64_t part_columns, int64_t head_dim, int64_t head_dim_v, bool piecewise) {
   constexpr int64_t kBytes = 288 * 1024;  // half a MiB is the smallest L2 around
   constexpr int64_t kMost = 144, kLeast = 48;
+  if (part_columns == 0) return kBackwardQuantum;  // a sequence without queries
   // Queries and dO both as rows and transposed, dQ, and P and dS against one tile.
   const int64_t scores = piecewise ? 2 : 1;
   const int64_t floats = scores * (3 * head_dim + kBackwardKeyTile) + 2 * head_dim_v + kBackwardKeyTile;
