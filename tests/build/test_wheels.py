@@ -1,4 +1,4 @@
-"""A wheel built against one torch runs under another; sdist and isolated installs work. Downloads gigabytes: -m slow."""
+"""A wheel built against one torch runs under another; so do sdist and isolated installs. Downloads much: -m slow."""
 
 from __future__ import annotations
 
