@@ -62,7 +62,10 @@ BAD: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], tuple], str]] = {
         "q has 5 heads and k has 2; the first must be a positive multiple",
     ),
     "no heads": (lambda q, k, v: (q, k[:, :, :0], v[:, :, :0], *DENSE), "q has 6 heads and k has 0"),
-    "wide heads": (lambda q, k, v: (*(t.repeat(1, 1, 1, 20) for t in (q, k, v)), *DENSE), "1 to 256 are supported"),
+    "wide heads": (
+        lambda q, k, v: (*(t.repeat(1, 1, 1, 20) for t in (q, k, v)), *DENSE),
+        "q has head_dim 320; multiples of 8 up to 256 are supported",
+    ),
     "window": (
         lambda q, k, v: (q, k, v, None, None, 7, 9, 0.2, -2, 0, 0.0),
         "the window is (-2, 0); each side must be",
