@@ -103,7 +103,7 @@ class Driver {
       lock.unlock();
       const BackwardPart part = backward_part(chain.sequence, chain.head_k, group_, chain.split, index);
       share->clear();
-      kernels_.run_part(params_, part, scratch, share->view());
+      if (part.num_columns > 0) kernels_.run_part(params_, part, scratch, share->view());
       lock.lock();
       chain.finished[static_cast<size_t>(index)] = share;
       sum_finished(chain, part, lock);

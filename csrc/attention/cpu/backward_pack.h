@@ -58,14 +58,4 @@ inline void pack_dim_strips(const T* const* rows, int64_t n, int64_t dim, float*
   }
 }
 
-// Sum of a[d] * b[d], in fp32.
-template <typename T>
-inline float dot_rows(const T* a, const T* b, int64_t dim) {
-  F32 sum = F32::zero();
-  int64_t d = 0;
-  for (; d + F32::kLanes <= dim; d += F32::kLanes) sum = fma(F32::load(a + d), F32::load(b + d), sum);
-  if (d < dim) sum = fma(F32::load_n(a + d, dim - d), F32::load_n(b + d, dim - d), sum);
-  return sum.sum();
-}
-
 }  // namespace flagattn::FLAGATTN_ISA

@@ -24,7 +24,7 @@ struct BackwardPanel {
   int64_t first_column;  // in the block
   int num_vectors;
   PanelMask mask;
-  alignas(64) float lse[kPanel];    // base 2; kNoWeight where the column takes no gradient
+  alignas(64) float lse[kPanel];    // kNoWeight where the column takes no gradient
   alignas(64) float delta[kPanel];  // rowsum(dO * O) - dLSE
   // Against the tile at hand; near and far are kept where attention is piecewise.
   ColumnRange seen[kStripsPerTile], near[kStripsPerTile], far[kStripsPerTile];
@@ -53,6 +53,7 @@ struct PairScratch {
 struct BackwardScratch {
   PairScratch near, far;
   float *douts, *dout_rows;  // as queries and query_rows, of dO
+  float* outs;               // [head_dim_v][kPanel], of the panel that is packed
   TileCache values;
   float* weights;  // P, as dscores
   BackwardPanel* panels;
@@ -111,6 +112,7 @@ inline BackwardScratch carve(const AttentionParams& params, int64_t columns, cha
   if (piecewise) pair(scratch.far);
   scratch.douts = floats(panels * kPanel * dim_v);
   scratch.dout_rows = rows(dim_v);
+  scratch.outs = floats(kPanel * dim_v);
   scratch.weights = floats(panels * kBackwardKeyTile * kPanel);
   scratch.panels = reinterpret_cast<BackwardPanel*>(take(static_cast<size_t>(panels) * sizeof(BackwardPanel)));
   layout = {columns, at};

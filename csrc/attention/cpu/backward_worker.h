@@ -39,9 +39,8 @@ class BackwardWorker {
     const int64_t columns =
         backward_block_columns(part.num_columns, forward_.head_dim, forward_.head_dim_v, piecewise_);
     scratch_ = carve(forward_, columns, static_cast<char*>(scratch), layout_);
-    constexpr float kLog2E = 1.44269504089f;
     softcap_factor_ = forward_.softcap > 0.0f ? forward_.softmax_scale / forward_.softcap : 0.0f;
-    factor_ = (forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale) * kLog2E;
+    factor_ = forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale;
   }
 
   void run() {
@@ -134,8 +133,7 @@ class BackwardWorker {
   template <typename T>
   void start_rows(BackwardPanel& panel, int64_t index) {
     const int64_t dim = forward_.head_dim, dim_v = forward_.head_dim_v;
-    const T *q[kPanel] = {}, *q2[kPanel] = {}, *dout[kPanel] = {};
-    constexpr float kLog2E = 1.44269504089f;
+    const T *q[kPanel] = {}, *q2[kPanel] = {}, *dout[kPanel] = {}, *out[kPanel] = {};
     for (int c = 0; c < kPanel; ++c) {
       panel.lse[c] = kNoWeight;
       panel.delta[c] = 0.0f;
@@ -146,9 +144,9 @@ class BackwardWorker {
       q[c] = row_of<const T>(forward_.q, at);
       if (piecewise_) q2[c] = row_of<const T>(forward_.q2, at);
       dout[c] = row_of<const T>(params_.dout, at);
-      const float dlse = params_.dlse.data == nullptr ? 0.0f : statistic_of(params_.dlse, at);
-      panel.lse[c] = lse * kLog2E;
-      panel.delta[c] = dot_rows(dout[c], row_of<const T>(forward_.out, at), dim_v) - dlse;
+      out[c] = row_of<const T>(forward_.out, at);
+      panel.lse[c] = lse;
+      panel.delta[c] = params_.dlse.data == nullptr ? 0.0f : statistic_of(params_.dlse, at);
     }
     const int64_t used = panel.num_vectors * F32::kLanes;
     pack_columns(q, dim, 1.0f, scratch_.near.queries + index * kPanel * dim);
@@ -158,6 +156,8 @@ class BackwardWorker {
       pack_dim_strips(q2, used, dim, scratch_.far.query_rows, panel.first_column, layout_.columns);
     }
     pack_columns(dout, dim_v, 1.0f, scratch_.douts + index * kPanel * dim_v);
+    pack_columns(out, dim_v, 1.0f, scratch_.outs);
+    finish_delta(scratch_.douts + index * kPanel * dim_v, scratch_.outs, dim_v, panel.delta);
     pack_dim_strips(dout, used, dim_v, scratch_.dout_rows, panel.first_column, layout_.columns);
   }
 
