@@ -20,10 +20,12 @@ ENVIRONMENT :=
 else
 PYTHON := $(VENV)/bin/python
 CLANG_FORMAT := $(VENV)/bin/clang-format
-ENVIRONMENT := $(VENV)/.ready-$(subst /,_,$(subst =,_,$(TORCH)))
+# Made anew where TORCH or the requirements in pyproject.toml differ from those it was made for.
+REQUIREMENTS := $(shell sed '/^\[tool/,$$d' pyproject.toml | cksum | cut -d ' ' -f 1)
+ENVIRONMENT := $(VENV)/.ready-$(subst /,_,$(subst =,_,$(TORCH)))-$(REQUIREMENTS)
 endif
 
-$(VENV)/.ready-%: pyproject.toml
+$(VENV)/.ready-%:
 	@mkdir -p build
 	@flock build/.environment.lock $(MAKE) --no-print-directory environment
 
@@ -50,23 +52,22 @@ check: build lint
 demo: build
 	$(PYTHON) -m aquila2.cli demo $(DEMO_ARGS)
 
-# Large outputs go back to the kernel after each call by default, and page faults would drown the kernels.
-bench: export GLIBC_TUNABLES = glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
+# Measures and writes bench/results/<machine>/; BENCH_ARGS='attention -k causal' measures a part (docs/benchmarks.md).
 bench: build
-	$(PYTHON) -m pytest bench --benchmark-enable --benchmark-only $(BENCH_ARGS)
+	$(PYTHON) -m bench $(BENCH_ARGS)
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
-PYTHON_FILES = $(wildcard setup.py flagattn aquila2 tests bench)
+PYTHON_FILES = $(wildcard setup.py flagattn aquila2 tests bench docs)
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check $(PYTHON_FILES)
 	$(PYTHON) -m ruff format --check $(PYTHON_FILES)
 	$(PYTHON) -m mypy
-	$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES)
+	$(if $(CPP_FILES),$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES))
 
 format: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check --fix-only -q $(PYTHON_FILES)
 	$(PYTHON) -m ruff format -q $(PYTHON_FILES)
-	$(CLANG_FORMAT) -i $(CPP_FILES)
+	$(if $(CPP_FILES),$(CLANG_FORMAT) -i $(CPP_FILES))
 
 # Downloads gigabytes: the wheel built against one torch is loaded and run under another.
 test-wheels: build
