@@ -1,25 +1,6 @@
 # `_C_cuda`: the CUDA kernels and their ops. Needs a CUDA compiler, neither a GPU nor a torch with CUDA.
 
-# flagattn_instantiate(<template.cu.in> NAME=VALUE ...): one translation unit in the build folder, with @NAME@ replaced by
-# VALUE. Its file name is the template's followed by the values. Meant for the instances.cmake beside the template, which
-# lists the instances one per line.
-set_property(GLOBAL PROPERTY flagattn_instances "")
-function(flagattn_instantiate template)
-  get_filename_component(folder "${CMAKE_CURRENT_LIST_DIR}" ABSOLUTE)
-  file(RELATIVE_PATH relative "${CMAKE_CURRENT_SOURCE_DIR}" "${folder}")
-  string(REGEX REPLACE "\\.cu\\.in$" "" name "${template}")
-  foreach(pair IN LISTS ARGN)
-    if(NOT pair MATCHES "^([A-Za-z_0-9]+)=(.*)$")
-      message(FATAL_ERROR "flagattn_instantiate(${template}): '${pair}' is not NAME=VALUE.")
-    endif()
-    set(${CMAKE_MATCH_1} "${CMAKE_MATCH_2}")
-    string(MAKE_C_IDENTIFIER "${CMAKE_MATCH_2}" value)
-    string(APPEND name "_${value}")
-  endforeach()
-  set(generated "${CMAKE_BINARY_DIR}/generated/${relative}/${name}.cu")
-  configure_file("${folder}/${template}" "${generated}" @ONLY)
-  set_property(GLOBAL APPEND PROPERTY flagattn_instances "${generated}")
-endfunction()
+include(flagattn_instantiate)
 
 # Is CUDA built, and if not why? The answer travels into build_info().
 set(cuda_reason "")

@@ -1,5 +1,5 @@
-// Which keys a query row sees, and what that means for tiles: whole tiles are skipped or unmasked, and only edge tiles pay
-// for mask arithmetic. Pure functions of shapes, shared by every device and brute-force tested.
+// Which keys a query row sees, and what that means for tiles: whole tiles are skipped or unmasked, and only edge tiles
+// pay for mask arithmetic. Pure functions of shapes, shared by every device and brute-force tested.
 #pragma once
 
 #include <cstdint>
@@ -43,16 +43,18 @@ struct MaskShape {
     return {keys_of_row(last).begin, keys_of_row(first).end};
   }
 
-  // The same for single elements: row i sees key j iff j - i lies in [begin, end). Open sides lie beyond every element, so
-  // that both ends fit into 32 bits where the lengths do.
+  // The same for single elements: row i sees key j iff j - i lies in [begin, end). Open sides lie beyond every element,
+  // so that both ends fit into 32 bits where the lengths do.
   FLAGATTN_HOST_DEVICE constexpr KeyRange diagonals() const {
     const int64_t aligned = seqlen_k - seqlen_q;
     const bool open_left = mask.window_left == MaskParams::kUnbounded || mask.window_left >= seqlen_k;
     const bool open_right = mask.window_right == MaskParams::kUnbounded || mask.window_right >= seqlen_q;
-    return {open_left ? -seqlen_q : aligned - mask.window_left, open_right ? seqlen_k : aligned + mask.window_right + 1};
+    return {open_left ? -seqlen_q : aligned - mask.window_left,
+            open_right ? seqlen_k : aligned + mask.window_right + 1};
   }
 
-  // Piecewise attention: row `row` scores keys [0, far_end) with (q2, k2) and the others with (q, k). Grows with the row.
+  // Piecewise attention: row `row` scores keys [0, far_end) with (q2, k2) and the others with (q, k). Grows with the
+  // row.
   FLAGATTN_HOST_DEVICE constexpr int64_t far_end(int64_t row, int64_t dist_threshold) const {
     const int64_t aligned = row + seqlen_k - seqlen_q;
     if (dist_threshold > aligned) return 0;

@@ -1,0 +1,121 @@
+// `_host_exec`: our CUDA kernels on CPU memory, for tests. Tensors come as addresses and strides, so that the module
+// needs no torch; tests/host_exec/kernels.py is the side that knows tensors.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+
+#include "attention/cuda/sm80/forward.h"
+#include "attention/cuda/sm80/heuristics.h"
+#include "attention/cuda/sm80/traits.cuh"
+#include "attention/params.h"
+#include "host_exec/host_exec.h"
+
+namespace py = pybind11;
+
+namespace flagattn {
+namespace {
+
+void throw_unless_ok(const Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.message);
+}
+
+// A pointer field, seen from Python as its address.
+template <typename Pointer, Pointer AttentionParams::* kField>
+void bind_pointer(py::class_<AttentionParams>& bound, const char* name) {
+  bound.def_property(
+      name, [](const AttentionParams& p) { return reinterpret_cast<uintptr_t>(p.*kField); },
+      [](AttentionParams& p, uintptr_t address) { p.*kField = reinterpret_cast<Pointer>(address); });
+}
+
+void bind_params(py::module_& m) {
+  py::enum_<DType>(m, "DType")
+      .value("float32", DType::kFloat32)
+      .value("bfloat16", DType::kBFloat16)
+      .value("float16", DType::kFloat16);
+  py::class_<HeadsView>(m, "HeadsView").def(py::init([](uintptr_t data, int64_t batch, int64_t row, int64_t head) {
+    return HeadsView{reinterpret_cast<void*>(data), batch, row, head};
+  }));
+  py::class_<RowsView>(m, "RowsView").def(py::init([](uintptr_t data, int64_t batch, int64_t head) {
+    return RowsView{reinterpret_cast<float*>(data), batch, head};
+  }));
+  py::class_<MaskParams>(m, "MaskParams").def(py::init([](int64_t left, int64_t right) {
+    return MaskParams{left, right};
+  }));
+
+  py::class_<AttentionParams> params(m, "AttentionParams");
+  params.def(py::init<>())
+      .def_readwrite("dtype", &AttentionParams::dtype)
+      .def_readwrite("batch", &AttentionParams::batch)
+      .def_readwrite("heads_q", &AttentionParams::heads_q)
+      .def_readwrite("heads_k", &AttentionParams::heads_k)
+      .def_readwrite("seqlen_q", &AttentionParams::seqlen_q)
+      .def_readwrite("seqlen_k", &AttentionParams::seqlen_k)
+      .def_readwrite("head_dim", &AttentionParams::head_dim)
+      .def_readwrite("head_dim_v", &AttentionParams::head_dim_v)
+      .def_readwrite("q", &AttentionParams::q)
+      .def_readwrite("k", &AttentionParams::k)
+      .def_readwrite("v", &AttentionParams::v)
+      .def_readwrite("out", &AttentionParams::out)
+      .def_readwrite("lse", &AttentionParams::lse)
+      .def_readwrite("q2", &AttentionParams::q2)
+      .def_readwrite("k2", &AttentionParams::k2)
+      .def_readwrite("total_q", &AttentionParams::total_q)
+      .def_readwrite("total_k", &AttentionParams::total_k)
+      .def_readwrite("softmax_scale", &AttentionParams::softmax_scale)
+      .def_readwrite("softcap", &AttentionParams::softcap)
+      .def_readwrite("mask", &AttentionParams::mask);
+  bind_pointer<const int32_t*, &AttentionParams::cu_seqlens_q>(params, "cu_seqlens_q");
+  bind_pointer<const int32_t*, &AttentionParams::cu_seqlens_k>(params, "cu_seqlens_k");
+}
+
+void bind_runner(py::module_& m) {
+  using host_exec::CopyTiming;
+  py::enum_<CopyTiming>(m, "CopyTiming")
+      .value("eager", CopyTiming::kEager)
+      .value("lazy", CopyTiming::kLazy)
+      .value("random", CopyTiming::kRandom);
+  m.def("set_options",
+        [](uint32_t seed, CopyTiming copies, int workers) { host_exec::options() = {seed, copies, workers}; });
+  m.def("counters", [] {
+    const host_exec::Counters& c = host_exec::counters();
+    py::dict counters;
+    counters["matrix_products"] = c.matrix_products;
+    counters["matrix_loads"] = c.matrix_loads;
+    counters["bank_conflicts"] = c.bank_conflicts;
+    counters["async_bytes_read"] = c.async_bytes_read;
+    counters["global_bytes_written"] = c.global_bytes_written;
+    return counters;
+  });
+}
+
+void bind_attention(py::module_& m) {
+  m.def(
+      "attention_forward_sm80",
+      [](const AttentionParams& params) { throw_unless_ok(sm80::run_attention_forward(params, {})); },
+      py::call_guard<py::gil_scoped_release>());
+  m.def("attention_forward_sm80_tile", [](int head_dim) {
+    const sm80::ForwardTile tile = sm80::forward_tile(head_dim);
+    const size_t shared_bytes = head_dim == 64 ? sizeof(sm80::ForwardTraits<BFloat16, 64>::SharedStorage)
+                                               : sizeof(sm80::ForwardTraits<BFloat16, 128>::SharedStorage);
+    return py::make_tuple(tile.block_m, tile.block_n, shared_bytes);
+  });
+  m.def("attention_forward_sm80_schedule", [](const AttentionParams& params, int block_m) {
+    const sm80::ForwardSchedule schedule = sm80::forward_schedule(params, block_m);
+    py::list works;
+    for (int block = 0; block < schedule.blocks(); ++block) {
+      const auto work = schedule.work_of(block);
+      works.append(py::make_tuple(work.sequence, work.head, work.query_tile));
+    }
+    return works;
+  });
+}
+
+}  // namespace
+}  // namespace flagattn
+
+PYBIND11_MODULE(_host_exec, m) {
+  flagattn::bind_params(m);
+  flagattn::bind_runner(m);
+  flagattn::bind_attention(m);
+}

@@ -1,0 +1,74 @@
+"""Our CUDA kernels on CPU tensors: what a test calls where an op would be called on a GPU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flagattn.testing import AttentionCase, AttentionInputs
+from tests.host_exec.builds import host_exec_module
+
+
+def set_schedule(*, seed: int = 0, copies: str = "lazy", workers: int = 2) -> None:
+    """How the next kernels run: warps in turn (seed 0) or seeded; when copies land; how many blocks at once."""
+    module = host_exec_module()
+    module.set_options(seed, getattr(module.CopyTiming, copies), workers)
+
+
+def counters() -> dict[str, int]:
+    """What the last kernel did."""
+    return host_exec_module().counters()
+
+
+def heads_view(tensor: Tensor) -> object:
+    *batch, row, head, last = tensor.stride()
+    assert last == 1 or tensor.shape[-1] <= 1
+    return host_exec_module().HeadsView(tensor.data_ptr(), batch[0] if batch else 0, row, head)
+
+
+def rows_view(tensor: Tensor) -> object:
+    *batch, head, _ = tensor.stride()
+    return host_exec_module().RowsView(tensor.data_ptr(), batch[0] if batch else 0, head)
+
+
+def attention_params(case: AttentionCase, inputs: AttentionInputs, out: Tensor, lse: Tensor) -> object:
+    """AttentionParams of the case, as csrc/torch fills them."""
+    module = host_exec_module()
+    q, k, v = (inputs.operands[name] for name in ("q", "k", "v"))
+    params = module.AttentionParams()
+    params.dtype = getattr(module.DType, str(q.dtype).removeprefix("torch."))
+    params.heads_q, params.heads_k = q.shape[-2], k.shape[-2]
+    params.head_dim, params.head_dim_v = q.shape[-1], v.shape[-1]
+    params.seqlen_q, params.seqlen_k = inputs.max_seqlen_q, inputs.max_seqlen_k
+    if inputs.cu_seqlens_q is None:
+        params.batch = q.shape[0]
+    else:
+        params.batch = len(inputs.cu_seqlens_q) - 1
+        params.cu_seqlens_q, params.cu_seqlens_k = inputs.cu_seqlens_q.data_ptr(), inputs.cu_seqlens_k.data_ptr()
+        params.total_q, params.total_k = q.shape[0], k.shape[0]
+    params.q, params.k, params.v, params.out = (heads_view(t) for t in (q, k, v, out))
+    params.lse = rows_view(lse)
+    params.softmax_scale = 1 / math.sqrt(case.head_dim) if case.softmax_scale is None else case.softmax_scale
+    params.softcap = case.softcap
+    left, right = case.window_size
+    params.mask = module.MaskParams(left, 0 if case.causal else right)
+    return params
+
+
+def attention_forward_sm80(case: AttentionCase, inputs: AttentionInputs) -> dict[str, Tensor]:
+    """out and lse of the sm_80 kernel, from outputs that start as NaN."""
+    q, v = inputs.operands["q"], inputs.operands["v"]
+    out = q.new_full((*q.shape[:-1], v.shape[-1]), torch.nan)
+    lse_shape = (*q.shape[:-3], q.shape[-2], q.shape[-3])
+    lse = torch.full(lse_shape, torch.nan)
+    host_exec_module().attention_forward_sm80(attention_params(case, inputs, out, lse))
+    return {"out": out, "lse": lse}
+
+
+def supported_by_sm80(case: AttentionCase) -> bool:
+    """Head dims in multiples of 8 up to 128 and operands on 16-byte borders; the rest raises (test_refusals)."""
+    dims = (case.head_dim, case.value_dim)
+    aligned = {"contiguous", "heads_outside", "interleaved_rows"}
+    return max(dims) <= 128 and all(dim % 8 == 0 for dim in dims) and aligned.issuperset(case.layouts[:3])

@@ -1,0 +1,165 @@
+"""The sm_80 attention forward kernel, executed on the CPU, against the oracle over the shared case list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from flagattn.testing import (
+    DENSE_CASES,
+    VARLEN_CASES,
+    AttentionCase,
+    assert_all_close_to_oracle,
+    attention_by_reference,
+    make_inputs,
+)
+from tests.host_exec import kernels
+
+OUTSIDE, INTERLEAVED = "heads_outside", "interleaved_rows"  # of the layouts those on 16-byte borders
+OWN_CASES = (
+    AttentionCase("aligned_layouts", 77, 141, batch=2, heads_q=4, causal=True, layouts=(OUTSIDE, INTERLEAVED) * 2),
+    AttentionCase("aligned_layouts_dim_40", 70, 70, batch=2, head_dim=40, head_dim_v=24, layouts=(INTERLEAVED,) * 4),
+    AttentionCase("dim_128_gqa", 150, 200, heads_q=6, head_dim=128, causal=True),
+    AttentionCase(
+        "unused_rows_behind",
+        lengths=((50, 60), (31, 20)),
+        causal=True,
+        unused_rows=300,
+        layouts=(INTERLEAVED,) * 4,
+    ),
+)
+CASES = [case for case in (*DENSE_CASES, *VARLEN_CASES, *OWN_CASES) if kernels.supported_by_sm80(case)]
+SCHEDULES = [{"seed": seed, "copies": copies} for seed, copies in product((0, 1, 2), ("eager", "lazy", "random"))]
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+def check_against_oracle(case: AttentionCase, dtype: torch.dtype) -> None:
+    inputs = make_inputs(case, dtype)
+    ours = kernels.attention_forward_sm80(case, inputs)
+    plain = attention_by_reference(case, inputs, dtype, gradients=False)
+    ref64 = attention_by_reference(case, inputs, torch.float64, gradients=False)
+    assert_all_close_to_oracle(ours, plain, ref64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
+def test_matches_the_oracle(index: int, dtype: torch.dtype) -> None:
+    """Every case under a schedule of its own."""
+    kernels.set_schedule(**SCHEDULES[(index + DTYPES.index(dtype)) % len(SCHEDULES)])
+    check_against_oracle(CASES[index], dtype)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_bits_do_not_depend_on_the_schedule(head_dim: int) -> None:
+    case = AttentionCase("schedules", 140, 200, heads_q=4, heads_k=2, head_dim=head_dim, causal=True)
+    inputs = make_inputs(case, torch.bfloat16)
+    results = []
+    for schedule in SCHEDULES:
+        kernels.set_schedule(**schedule)
+        results.append(kernels.attention_forward_sm80(case, inputs))
+    for result in results[1:]:
+        assert torch.equal(result["out"], results[0]["out"]) and torch.equal(result["lse"], results[0]["lse"])
+
+
+def test_wrong_offsets_reach_no_memory_outside() -> None:
+    """Offsets that point outside, fall or exceed max_seqlen give wrong numbers at most."""
+    case = AttentionCase("clamped", lengths=((40, 40), (30, 30)), causal=True)
+    inputs = make_inputs(case, torch.bfloat16)
+    for wrong in ([0, 1000, 70], [-5, 40, 70], [0, 40, 20], [60, 10, 1 << 30]):
+        bad = replace(inputs, cu_seqlens_q=torch.tensor(wrong, dtype=torch.int32))
+        kernels.attention_forward_sm80(case, bad)
+        bad = replace(inputs, cu_seqlens_k=torch.tensor(wrong, dtype=torch.int32))
+        kernels.attention_forward_sm80(case, bad)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"head_dim": 59}, "q has head dimension 59; attention on CUDA supports multiples of 8 from 8 to 128"),
+        ({"head_dim": 160}, "q has head dimension 160; "),
+        ({"head_dim_v": 256}, "v has head dimension 256; "),
+        ({"layouts": ("odd_offset", *("contiguous",) * 3)}, "q does not start at, or step in, multiples of 16 bytes"),
+        ({"layouts": ("contiguous", "padded", *("contiguous",) * 2)}, "k does not start at"),
+    ],
+)
+def test_refusals(fields: dict, message: str) -> None:
+    case = AttentionCase("refused", 20, 20, **fields)
+    with pytest.raises(RuntimeError, match=message):
+        kernels.attention_forward_sm80(case, make_inputs(case, torch.bfloat16))
+
+
+def test_refuses_float32_and_piecewise() -> None:
+    case = AttentionCase("refused", 20, 20)
+    with pytest.raises(RuntimeError, match="q has dtype float32; attention on CUDA supports bfloat16 and float16"):
+        kernels.attention_forward_sm80(case, make_inputs(case, torch.float32))
+
+
+# ---- Counters and schedule
+
+
+def visible_tiles(case: AttentionCase) -> int:
+    """Tiles of keys that some row of a tile of queries sees, by brute force over elements."""
+    block_m, block_n, _ = kernels.host_exec_module().attention_forward_sm80_tile(case.head_dim)
+    left, right = case.window_size
+    aligned = torch.arange(case.seqlen_q)[:, None] + case.seqlen_k - case.seqlen_q - torch.arange(case.seqlen_k)
+    seen = torch.ones_like(aligned, dtype=torch.bool)
+    if left >= 0:
+        seen &= aligned <= left
+    if case.causal or right >= 0:
+        seen &= aligned >= (0 if case.causal else -right)
+    count = sum(
+        bool(seen[m : m + block_m, n : n + block_n].any())
+        for m in range(0, case.seqlen_q, block_m)
+        for n in range(0, case.seqlen_k, block_n)
+    )
+    return count * case.batch * case.heads_q
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    "mask",
+    [{}, {"causal": True}, {"window_size": (40, 0)}, {"window_size": (30, 200)}, {"window_size": (-1, 5)}],
+    ids=str,
+)
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(256, 256), (130, 400), (300, 70)])
+def test_work_is_what_the_mask_leaves(seqlen_q: int, seqlen_k: int, mask: dict, head_dim: int) -> None:
+    """Exactly the tiles with a visible element are multiplied; no bank conflicts; bytes are minimal."""
+    case = AttentionCase("counted", seqlen_q, seqlen_k, heads_q=1, heads_k=1, head_dim=head_dim, **mask)
+    inputs = make_inputs(case, torch.bfloat16)
+    kernels.set_schedule()
+    kernels.attention_forward_sm80(case, inputs)
+    done = kernels.counters()
+    block_m, block_n, _ = kernels.host_exec_module().attention_forward_sm80_tile(head_dim)
+    tiles = visible_tiles(case)
+    products_per_tile = 2 * (block_m * block_n * head_dim) // (16 * 8 * 16)
+    assert done["matrix_products"] == tiles * products_per_tile
+    assert done["bank_conflicts"] == 0
+    assert done["global_bytes_written"] == seqlen_q * head_dim * 2
+    # Queries once, keys and values once per tile of queries, nothing for rows that do not exist.
+    assert done["async_bytes_read"] <= seqlen_q * head_dim * 2 + tiles * 2 * block_n * head_dim * 2
+    if not mask:
+        query_tiles = -(-seqlen_q // block_m)
+        assert done["async_bytes_read"] == (seqlen_q + query_tiles * 2 * seqlen_k) * head_dim * 2
+
+
+@pytest.mark.parametrize(
+    ("packed", "batch", "heads_q", "heads_k"), [(False, 3, 6, 2), (True, 2, 4, 4), (False, 1, 1, 1)]
+)
+@pytest.mark.parametrize("seqlen_k", [100, 60_000, 3_000_000])
+def test_schedule_visits_every_tile_once(packed: bool, batch: int, heads_q: int, heads_k: int, seqlen_k: int) -> None:
+    module = kernels.host_exec_module()
+    params = module.AttentionParams()
+    params.dtype = module.DType.bfloat16
+    params.batch, params.heads_q, params.heads_k = batch, heads_q, heads_k
+    params.seqlen_q, params.seqlen_k, params.head_dim, params.head_dim_v = 1000, seqlen_k, 128, 128
+    offsets = torch.zeros(batch + 1, dtype=torch.int32)
+    if packed:
+        params.cu_seqlens_q = params.cu_seqlens_k = offsets.data_ptr()
+    works = module.attention_forward_sm80_schedule(params, 128)
+    assert sorted(works) == sorted(product(range(batch + packed), range(heads_q), range(8)))
+    # Of one head the last tile comes first: under a causal mask it is the longest.
+    for sequence, head in product(range(batch + packed), range(heads_q)):
+        assert [tile for s, h, tile in works if (s, h) == (sequence, head)] == list(range(7, -1, -1))

@@ -1,0 +1,50 @@
+"""The runner itself, on kernels of a few lines (runner_check.cpp), in all three builds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.host_exec.builds import run_program
+
+ALLOWED = (
+    "shuffles_exchange_lanes",
+    "blocks_all_run",
+    "named_barriers_hand_over",
+    "matrices_multiply",
+    "copies_fill_with_zeros",
+)
+STOPPED = (
+    "deadlock_is_named",
+    "divergence_is_named",
+    "returned_lanes_are_named",
+    "copies_must_be_waited_for",
+    "misaligned_copies_stop",
+    "shared_memory_has_an_end",
+    "odd_blocks_are_refused",
+)
+RACES = ("race_between_warps", "race_between_blocks", "race_with_copy")
+
+
+def test_every_check_is_listed_here() -> None:
+    assert sorted(run_program("runner_check", "plain", "list").stdout.split()) == sorted(ALLOWED + STOPPED + RACES)
+
+
+@pytest.mark.parametrize("seed", ["0", "5"])
+@pytest.mark.parametrize("build", ["plain", "asan", "tsan"])
+@pytest.mark.parametrize("check", ALLOWED)
+def test_allowed(check: str, build: str, seed: str) -> None:
+    done = run_program("runner_check", build, check, seed)
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+@pytest.mark.parametrize("build", ["plain", "asan"])
+@pytest.mark.parametrize("check", STOPPED)
+def test_stopped(check: str, build: str) -> None:
+    done = run_program("runner_check", build, check)
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+@pytest.mark.parametrize("check", RACES)
+def test_races_are_reported_by_thread_sanitizer(check: str) -> None:
+    done = run_program("runner_check", "tsan", check)
+    assert done.returncode == 66 and "data race" in done.stdout, done.stdout[:4000]

@@ -1,0 +1,67 @@
+"""The kernels under AddressSanitizer and ThreadSanitizer, and the faults that one of the builds must catch."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.host_exec.builds import run_program
+
+PROBLEMS = (
+    "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=100:190 right=0",
+    "dtype=fp16 head_dim=128 heads_q=2 heads_k=2 lengths=131:150",
+    "dtype=fp16 head_dim=64 heads_q=4 heads_k=2 lengths=130:190,65:65,0:5,7:0,90:33 packed=1 right=0",
+    "dtype=bf16 head_dim=80 head_dim_v=40 heads_q=2 heads_k=2 lengths=129:140 left=20 right=3 softcap=5",
+)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["seed=0 copies=lazy workers=2", "seed=1 copies=eager", "seed=2 copies=random workers=2"],
+    ids=lambda s: s[:6],
+)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.split(" lengths")[0].replace(" ", ","))
+@pytest.mark.parametrize("build", ["asan", "tsan"])
+def test_no_report(build: str, problem: str, schedule: str) -> None:
+    done = run_program("run_forward", build, *problem.split(), *schedule.split())
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+# Fault -> the builds that must catch it, with what they say. A race may by luck give right numbers, and a stray access
+# may hit memory that exists: some faults are certain in one build only.
+FAULTS = {
+    "missing_barrier": {"tsan": "data race"},
+    "missing_copy_wait": {"plain": "without having waited for its cp.async", "tsan": "data race"},
+    "early_slot_release": {"tsan": "data race"},
+    "missing_warp_sync": {"tsan": "data race"},
+    "stray_read": {"asan": "heap-buffer-overflow"},
+    "stray_write": {"asan": "heap-buffer-overflow"},
+    "wrong_swizzle": {"plain": "out error"},
+    "wrong_mask_edge": {"plain": "out error"},
+    "missing_rescale": {"plain": "out error"},
+    "divergent_collective": {"plain": "the warp diverges"},
+}
+
+
+@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, builds in FAULTS.items() for build in builds])
+def test_planted_fault_is_caught(fault: str, build: str) -> None:
+    problem = "dtype=bf16 head_dim=64 lengths=100:190,5:0 packed=1 right=0"
+    done = run_program("run_forward", build, *problem.split(), f"fault={fault}")
+    assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
+    assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
+    if build != "plain":
+        assert "csrc/attention/cuda/sm80/" in done.stdout, "the report does not name the kernel's line"
+
+
+def test_the_problem_of_the_faults_is_right_without_one() -> None:
+    problem = "dtype=bf16 head_dim=64 lengths=100:190,5:0 packed=1 right=0"
+    for build in ("plain", "asan", "tsan"):
+        done = run_program("run_forward", build, *problem.split())
+        assert done.returncode == 0, done.stdout[:4000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 101))
+def test_no_false_alarm(seed: int) -> None:
+    problem = "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=100:190,5:0,33:70 packed=1 right=0"
+    done = run_program("run_forward", "tsan", *problem.split(), f"seed={seed}", "copies=random", "workers=2")
+    assert done.returncode == 0, done.stdout[:4000]
