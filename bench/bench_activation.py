@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
     sets = [operands(shape) for _ in range(sets_for(benchmark, moved))]
 
     def thunks(op: Any) -> list[Thunk]:
-        return [lambda o=o: op(*o) for o in sets]
+        return [partial(op, *o) for o in sets]
 
     check = agree(TOLERANCE[shape.dtype])
     peers = {"torch eager": Peer(thunks(plain), agrees=check), "copy": copy_probe(moved)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def heads_first(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.transpose(1, 2).contiguous() for tensor in tensors]
 
 
-def ours(shape: AttentionShape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def ours(shape: AttentionShape, q: Tensor, k: Tensor, v: Tensor) -> Any:
     return flagattn.flash_attn_func(q, k, v, causal=shape.causal)
 
 
@@ -45,13 +46,13 @@ def torch_sdpa(shape: AttentionShape, q: Tensor, k: Tensor, v: Tensor) -> Tensor
 
 
 def forward_thunks(
-    attention: Callable[..., Tensor], shape: AttentionShape, sets: Sequence[Sequence[Tensor]]
+    attention: Callable[..., Any], shape: AttentionShape, sets: Sequence[Sequence[Tensor]]
 ) -> list[Thunk]:
-    return [lambda qkv=qkv: attention(shape, *qkv) for qkv in sets]
+    return [partial(attention, shape, *qkv) for qkv in sets]
 
 
 def backward_thunks(
-    attention: Callable[..., Tensor],
+    attention: Callable[..., Any],
     shape: AttentionShape,
     sets: Sequence[Sequence[Tensor]],
     douts: Sequence[Tensor],

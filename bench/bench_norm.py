@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,6 +33,10 @@ def plain(x: Tensor, weight: Tensor) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype)
 
 
+def both(op: Any, operands: tuple[Tensor, Tensor], dy: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(op(*operands), operands, dy)
+
+
 def operands(shape: RowsShape, *, gradient: bool) -> tuple[Tensor, Tensor]:
     dtype = DTYPES[shape.dtype]
     x = torch.randn(shape.rows, shape.features).to(dtype)
@@ -46,7 +51,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
     sets = [operands(shape, gradient=False) for _ in range(sets_for(benchmark, moved))]
 
     def thunks(op: Any) -> list[Thunk]:
-        return [lambda o=o: op(*o) for o in sets]
+        return [partial(op, *o) for o in sets]
 
     check = agree(TOLERANCE[shape.dtype])
     peers = {"torch eager": Peer(thunks(eager), agrees=check), "copy": copy_probe(moved)}
@@ -64,7 +69,7 @@ def bench_forward_backward(benchmark: Any, sized: Any, shape: RowsShape) -> None
     gradients = [torch.randn_like(x) for x, _ in sets]
 
     def thunks(op: Any) -> list[Thunk]:
-        return [lambda o=o, dy=dy: torch.autograd.grad(op(*o), o, dy) for o, dy in zip(sets, gradients, strict=True)]
+        return [partial(both, op, o, dy) for o, dy in zip(sets, gradients, strict=True)]
 
     check = agree(TOLERANCE[shape.dtype])
     peers = {"torch eager": Peer(thunks(eager), agrees=check), "copy": copy_probe(moved)}

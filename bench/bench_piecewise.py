@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,11 +26,11 @@ def operands(shape: AttentionShape) -> list[Tensor]:
     return [random(heads) for heads in (shape.heads_q, shape.heads_k, shape.heads_q, shape.heads_k, shape.heads_k)]
 
 
-def piecewise(shape: AttentionShape, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor:
+def piecewise(shape: AttentionShape, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Any:
     return flagattn.piecewise_attn_func(q1, k1, q2, k2, v, shape.dist_threshold, causal=shape.causal)
 
 
-def plain(shape: AttentionShape, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor:
+def plain(shape: AttentionShape, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Any:
     return flagattn.flash_attn_func(q1, k1, v, causal=shape.causal)
 
 
@@ -40,8 +41,9 @@ def two_calls_merged(shape: AttentionShape, q1: Tensor, k1: Tensor, q2: Tensor, 
     """
     w = shape.dist_threshold
     window = (w - 1, 0 if shape.causal else -1)
-    near, near_lse = flagattn.flash_attn_func(q1, k1, v, causal=shape.causal, window_size=window, return_lse=True)
-    far, far_lse = flagattn.flash_attn_func(q2[:, w:], k2[:, :-w], v[:, :-w], causal=True, return_lse=True)
+    attention: Any = partial(flagattn.flash_attn_func, return_lse=True)
+    near, near_lse = attention(q1, k1, v, causal=shape.causal, window_size=window)
+    far, far_lse = attention(q2[:, w:], k2[:, :-w], v[:, :-w], causal=True)
     merged, _ = flagattn.merge_attention_states([near[:, w:], far], [near_lse[:, :, w:], far_lse])
     return torch.cat([near[:, :w], merged], dim=1)
 
@@ -58,7 +60,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     sets = [operands(shape) for _ in range(sets_for(benchmark, 1.5 * shape.bytes()))]
     with torch.no_grad():
         thunks = {
-            attention: [lambda tensors=tensors, f=attention: f(shape, *tensors) for tensors in sets]
+            attention: [partial(attention, shape, *tensors) for tensors in sets]
             for attention in (piecewise, plain, two_calls_merged)
         }
         peers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: RotaryShape) -> None:
     sets = [torch.randn(size).to(DTYPES[shape.dtype]) for _ in range(sets_for(benchmark, moved))]
 
     def thunks(op: Any) -> list[Thunk]:
-        return [lambda x=x: op(x, cos, sin) for x in sets]
+        return [partial(op, x, cos, sin) for x in sets]
 
     check = agree(TOLERANCE[shape.dtype])
     peers = {"torch eager": Peer(thunks(plain), agrees=check), "copy": copy_probe(moved)}

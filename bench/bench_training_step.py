@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from bench.timing import Case, Peer, Thunk, agree, race
 transformers = pytest.importorskip("transformers")
 
 BATCH, SEQLEN = 2, 512
-SIZE = {
+SIZE: dict[str, Any] = {
     "vocab_size": 8192,
     "hidden_size": 384,
     "intermediate_size": 1024,
@@ -25,7 +26,7 @@ SIZE = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
-SMALL = {**SIZE, "vocab_size": 128, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+SMALL: dict[str, Any] = {**SIZE, "vocab_size": 128, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
 
 
 def llama_like(model: Aquila2ForCausalLM) -> nn.Module:
@@ -48,7 +49,7 @@ def steps(model: nn.Module, logits_of: Callable[[Tensor], Tensor], batches: list
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return [lambda ids=ids: step(ids) for ids in batches]
+    return [partial(step, ids) for ids in batches]
 
 
 def bench_step(benchmark: Any) -> None:

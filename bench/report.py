@@ -18,6 +18,9 @@ from bench.bars import BARS, Verdict, judge
 from bench.roofline import roofline_seconds
 from bench.timing import geometric_mean
 
+# The share of the processor from which on other processes make a run doubtful.
+BUSY = 0.1
+
 Row = dict[str, Any]
 Files = dict[str, dict[str, Any]]
 
@@ -173,6 +176,9 @@ def text_report(files: Files) -> str:
     if lines:
         met = sum(line[-1] == "yes" for line in lines)
         parts.append(f"bars: {met} of {len(lines)} measured ones met, {len(BARS)} in all\n\n{aligned(header, lines)}")
+    busiest = max((row.get("others_cpu", 0.0) for row in all_rows(files)), default=0.0)
+    if busiest > BUSY:
+        parts.append(f"Other processes took up to {100 * busiest:.0f} % of the processor; repeat on a quiet machine.")
     return "\n\n\n".join(parts)
 
 

@@ -36,63 +36,61 @@ def _random(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape).to(dtype).requires_grad_()
 
 
-def _dense(dtype: torch.dtype, dim: int) -> Tensor:
+def _dense(dtype: torch.dtype, dim: int) -> Any:
     q, k, v = (_random(1, 5, heads, dim, dtype=dtype) for heads in (2, 1, 1))
     return flagattn.flash_attn_func(q, k, v, causal=True)
 
 
-def _packed(dtype: torch.dtype, dim: int) -> Tensor:
+def _packed(dtype: torch.dtype, dim: int) -> Any:
     q, k, v = (_random(5, heads, dim, dtype=dtype) for heads in (2, 1, 1))
     offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
     return flagattn.flash_attn_varlen_func(q, k, v, offsets, offsets, 3, 3, causal=True)
 
 
-def _piecewise(dtype: torch.dtype, dim: int) -> Tensor:
+def _piecewise(dtype: torch.dtype, dim: int) -> Any:
     q1, q2, k1, k2, v = (_random(1, 5, heads, dim, dtype=dtype) for heads in (2, 2, 1, 1, 1))
     return flagattn.piecewise_attn_func(q1, k1, q2, k2, v, 2, causal=True)
 
 
-def _piecewise_packed(dtype: torch.dtype, dim: int) -> Tensor:
+def _piecewise_packed(dtype: torch.dtype, dim: int) -> Any:
     q1, q2, k1, k2, v = (_random(5, heads, dim, dtype=dtype) for heads in (2, 2, 1, 1, 1))
     offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
     return flagattn.piecewise_attn_varlen_func(q1, k1, q2, k2, v, offsets, offsets, 3, 3, 2, causal=True)
 
 
-def _sdpa(dtype: torch.dtype, dim: int) -> Tensor:
+def _sdpa(dtype: torch.dtype, dim: int) -> Any:
     q, k, v = (_random(1, 2, 5, dim, dtype=dtype) for _ in range(3))
     return flagattn.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def _rms_norm(dtype: torch.dtype, dim: int) -> Tensor:
-    y = flagattn.rms_norm(_random(3, dim, dtype=dtype), _random(dim, dtype=dtype))
-    assert isinstance(y, Tensor)
-    return y
+def _rms_norm(dtype: torch.dtype, dim: int) -> Any:
+    return flagattn.rms_norm(_random(3, dim, dtype=dtype), _random(dim, dtype=dtype))
 
 
-def _swiglu(dtype: torch.dtype, dim: int) -> Tensor:
+def _swiglu(dtype: torch.dtype, dim: int) -> Any:
     return flagattn.swiglu(_random(3, dim, dtype=dtype), _random(3, dim, dtype=dtype))
 
 
-def _rotary(dtype: torch.dtype, dim: int) -> Tensor:
+def _rotary(dtype: torch.dtype, dim: int) -> Any:
     angles = torch.randn(5, dim // 2)
     return flagattn.apply_rotary(_random(1, 5, 2, dim, dtype=dtype), angles.cos(), angles.sin())
 
 
-ATTENTION: dict[str, Callable[[torch.dtype, int], Tensor]] = {
+ATTENTION: dict[str, Callable[[torch.dtype, int], Any]] = {
     "flash_attn_func": _dense,
     "flash_attn_varlen_func": _packed,
     "scaled_dot_product_attention": _sdpa,
     "piecewise_attn_func": _piecewise,
     "piecewise_attn_varlen_func": _piecewise_packed,
 }
-FUSED: dict[str, Callable[[torch.dtype, int], Tensor]] = {
+FUSED: dict[str, Callable[[torch.dtype, int], Any]] = {
     "rms_norm": _rms_norm,
     "swiglu": _swiglu,
     "apply_rotary": _rotary,
 }
 
 
-def _runs(call: Callable[[torch.dtype, int], Tensor], dtype: torch.dtype, dim: int) -> tuple[bool, bool]:
+def _runs(call: Callable[[torch.dtype, int], Any], dtype: torch.dtype, dim: int) -> tuple[bool, bool]:
     """Whether the op's forward and backward run; refusals are Python errors."""
     try:
         out = call(dtype, dim)
@@ -123,7 +121,7 @@ def _cuda_cell(op: str, direction: str) -> str:
     return f"{', '.join(instances[max(instances)])}; 1..{max(instances)}"
 
 
-def _row(op: str, call: Callable[[torch.dtype, int], Tensor], is_attention: bool) -> Support:
+def _row(op: str, call: Callable[[torch.dtype, int], Any], is_attention: bool) -> Support:
     dims: tuple[int, ...] = HEAD_DIMS if is_attention else (8, 64, 128)
     outcomes: dict[str, Any] = {name: [_runs(call, dtype, dim) for dim in dims] for name, dtype in DTYPES.items()}
     forward = [name for name, runs in outcomes.items() if all(done for done, _ in runs)]
