@@ -1,0 +1,81 @@
+"""What ptxas says of every kernel against the committed table: registers, stack, spills, and shared memory beside them.
+
+FLAGATTN_UPDATE_PTXAS=1 rewrites tests/cuda/ptxas.json; a spill needs a reason under "exceptions" there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from flagattn import _load
+from tests.host_exec import kernels
+
+TABLE = Path(__file__).with_name("ptxas.json")
+ROOT = TABLE.parents[2]
+
+FUNCTION = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
+Table = dict[str, dict[str, dict[str, int]]]
+
+
+def measured() -> Table:
+    """Source file of the kernel -> architecture -> numbers, from the logs that the build keeps."""
+    compiler = _load.facts().get("cuda_compiler", "")
+    if not compiler:
+        pytest.skip(f"no CUDA kernels were compiled: {_load.facts().get('cuda_off', 'no CUDA compiler')}")
+    logs = list(ROOT.glob("build/*/CMakeFiles/flagattn_*.dir/generated/csrc/**/*.ptxas"))
+    if not logs:
+        pytest.skip("the build folder with ptxas's logs is not here")
+    table: Table = {}
+    for log in sorted(logs, key=lambda path: path.stat().st_mtime):  # where there are several builds, the latest counts
+        kernel = str(log).split("/generated/csrc/")[1].removesuffix(".cu.o.ptxas").replace("__", "_")
+        for found in FUNCTION.finditer(log.read_text()):
+            numbers = {name: int(found[name]) for name in ("registers", "stack", "stores", "loads")}
+            table.setdefault(kernel, {})[found["arch"]] = {
+                "registers": numbers["registers"],
+                "stack_bytes": numbers["stack"],
+                "spill_bytes": numbers["stores"] + numbers["loads"],
+            }
+    return table
+
+
+def test_registers_and_spills_are_the_tables() -> None:
+    table = measured()
+    compiler = _load.facts()["cuda_compiler"]
+    if os.environ.get("FLAGATTN_UPDATE_PTXAS"):
+        old = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+        shared = {kernel: {"shared_bytes": shared_bytes(kernel)} for kernel in table}
+        new = {"compiler": compiler, "exceptions": old.get("exceptions", {}), "kernels": table, "launches": shared}
+        TABLE.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n")
+    committed = json.loads(TABLE.read_text())
+    for kernel, archs in table.items():
+        for arch, numbers in archs.items():
+            if kernel not in committed["exceptions"]:
+                assert numbers["spill_bytes"] == 0, f"{kernel} spills on {arch}: {numbers}"
+    assert set(table) == set(committed["kernels"]), "kernels came or went: run with FLAGATTN_UPDATE_PTXAS=1"
+    if compiler != committed["compiler"]:
+        pytest.skip(f"no spills; the registers in the table are those of {committed['compiler']}, not of {compiler}")
+    for kernel, archs in table.items():
+        for arch, numbers in archs.items():
+            assert numbers == committed["kernels"][kernel].get(arch, numbers), f"{kernel} on {arch}"
+
+
+def shared_bytes(kernel: str) -> int:
+    assert kernel.startswith("attention/cuda/sm80/forward_instance"), f"say how much shared memory {kernel} takes"
+    return kernels.host_exec_module().attention_forward_sm80_tile(int(kernel.rsplit("_", 1)[1]))[2]
+
+
+def test_shared_memory_is_the_tables_and_two_blocks_fit() -> None:
+    for kernel, launch in json.loads(TABLE.read_text())["launches"].items():
+        assert launch["shared_bytes"] == shared_bytes(kernel)
+        assert 2 * (launch["shared_bytes"] + 1024) <= 164 * 1024  # of an A100's multiprocessor

@@ -1,0 +1,16 @@
+"""The CUDA library registers its ops also where torch has no CUDA: it was built, linked and can be loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flagattn import _load
+
+
+@pytest.mark.parametrize("op", ["attention_forward", "attention_backward", "piecewise_forward", "piecewise_backward"])
+def test_ops_are_registered(op: str) -> None:
+    loaded = _load.load_cuda()
+    if loaded.cuda is None:
+        pytest.skip(f"the CUDA library is not here: {loaded.cuda_off}")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"flagattn::{op}", "CUDA")
