@@ -124,6 +124,11 @@ class CMakeBuild(build_ext):
 class PlatformWheel(bdist_wheel):
     """The libraries use no Python C API: one wheel per platform serves every Python 3."""
 
+    def run(self):
+        # What an earlier wheel gathered there, a module deleted since included, would go into this one.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
+
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]
 
