@@ -122,6 +122,13 @@ def _piecewise_picture(seqlen_q: int, seqlen_k: int, threshold: int) -> list[str
     ]
 
 
+def essays(language: str, up: str) -> str:
+    """A list of the essays beside the index, by their own titles."""
+    paths = sorted(path for path in (results.ROOT / "docs/kernels").glob("*.md") if path.name != "README.md")
+    titles = [(path.name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")) for path in paths]
+    return "\n".join(f"- [{title}]({name})" for name, title in titles)
+
+
 def support(language: str, up: str) -> str:
     """What runs where: CPU by calling every op, sm_80 by the list of kernels the build instantiates."""
     header = [

@@ -25,6 +25,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "chart": blocks.chart,
     "charts": blocks.all_charts,
     "environment": blocks.environment,
+    "essays": blocks.essays,
     "masks": blocks.masks,
     "results": blocks.results_tables,
     "signature": blocks.signature,
