@@ -72,11 +72,24 @@ def test_is_small_when_stripped(library: Path, tmp_path: Path) -> None:
     assert stripped.stat().st_size < SIZE_LIMITS[library.name]
 
 
-def test_baseline_code_uses_no_avx(tmp_path: Path) -> None:
-    """The dispatchers and op wrappers run on every x86-64: no AVX instruction outside the *_isa.cpp objects."""
-    objects = sorted((FOLDER.parent / "build").glob("linux-*/CMakeFiles/flagattn_cpu.dir/**/*.o"))
-    objects += sorted((FOLDER.parent / "build").glob("linux-*/CMakeFiles/flagattn_scalar.dir/**/*.o"))
-    if not objects or shutil.which("objdump") is None:
+def objects_of(*targets: str) -> list[Path]:
+    folders = (FOLDER.parent / "build").glob("linux-*/CMakeFiles")
+    found = [path for folder in folders for target in targets for path in folder.glob(f"{target}.dir/**/*.o")]
+    if not found or shutil.which("objdump") is None:
         pytest.skip("no build folder, or no objdump")
-    for path in objects:
+    return sorted(found)
+
+
+def test_baseline_code_uses_no_avx() -> None:
+    """The dispatchers and op wrappers run on every x86-64: no AVX instruction outside the *_isa.cpp objects."""
+    for path in objects_of("flagattn_cpu", "flagattn_scalar", "_C"):
         assert "%ymm" not in run("objdump", "-d", "--no-show-raw-insn", path), path
+
+
+def test_isa_objects_share_no_inline_function() -> None:
+    """Of an inline function that several objects hold the linker keeps one copy; it must not be the AVX-512 one."""
+    for level in ("scalar", "avx2", "avx512"):
+        for path in objects_of(f"flagattn_{level}"):
+            lines = run("nm", "-C", "--defined-only", path).splitlines()
+            weak = [line.split(maxsplit=2)[2] for line in lines if line.split()[1] in "WVu"]
+            assert [name for name in weak if f"flagattn::{level}::" not in name] == [], path
