@@ -248,8 +248,8 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     try:
         if wanted is float and not isinstance(value, bool):
             return float(value)
-        if wanted is int and not isinstance(value, bool) and int(value) == float(value):
-            return int(value)
+        if wanted is int and not isinstance(value, bool) and float(value).is_integer():
+            return int(float(value))
     except (TypeError, ValueError):
         pass
     if wanted is bool and isinstance(value, bool):

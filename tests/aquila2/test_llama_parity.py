@@ -1,4 +1,4 @@
-"""Aquila2 is Llama: logits and gradients equal transformers' on random weights, for all head layouts and rope variants."""
+"""Aquila2 is Llama: logits and gradients equal those of transformers, for all head layouts and rope variants."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +23,7 @@ TEXTS = [
     "<|startofpiece|>question<|endofpiece|>answer</s>",
     "[CLS]a[MASK]b",
     "</s",
-    *SENTENCES,
+    "def add(left, right):\n    return left + right\n",
 ]
 
 
@@ -99,8 +98,9 @@ def test_forms_on_disk(tokenizer: Aquila2Tokenizer, tmp_path: Path, form: str) -
 
 
 def test_files_and_texts_train_the_same(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("".join(SENTENCES), encoding="utf-8")
-    from_text = Aquila2Tokenizer.train(["".join(SENTENCES)], 290, min_frequency=1)
+    text = "\n".join(TEXTS[2:6])
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    from_text = Aquila2Tokenizer.train([text], 290, min_frequency=1)
     from_file = Aquila2Tokenizer.train([tmp_path / "text.txt"], 290, min_frequency=1)
     assert from_text.backend.get_vocab() == from_file.backend.get_vocab()
     assert len(from_text) == 290

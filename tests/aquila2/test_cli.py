@@ -1,0 +1,106 @@
+"""The commands, run in this process: they do what they say, and say in one sentence what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aquila2 import PRESETS, Aquila2Tokenizer
+from aquila2.cli import main
+
+
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def config(text_folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"""
+model: {{preset: tiny}}
+tokenizer: {{vocab_size: 304}}
+data:
+  sources: [{{name: texts, path: {text_folder}}}]
+  seq_len: 32
+  heldout: 0.2
+batch: {{micro: 4, size: 4}}
+train: {{samples: 16}}
+run: {{folder: {tmp_path / "run"}, tensorboard: false, progress: false}}
+"""
+    )
+    return path
+
+
+def test_train_then_generate(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", config, "optimizer.lr=5e-3") == 0
+    out = capsys.readouterr().out
+    assert "held-out loss" in out and "texts" in out
+    assert (tmp_path / "run" / "loss.svg").is_file()
+    assert run("generate", tmp_path / "run", "The quick", "--max-new-tokens", "5") == 0
+    assert capsys.readouterr().out.startswith("The quick")
+    assert (
+        run("generate", tmp_path / "run", "def", "注意", "--max-new-tokens", "5", "--temperature", "1", "--seed", "1")
+        == 0
+    )
+    assert capsys.readouterr().out.count("---") == 2
+
+
+def test_tokenizer_commands(text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tokenizer", "train", text_folder, "--vocab-size", "300", "--out", tmp_path / "tokenizer") == 0
+    assert "300 ids" in capsys.readouterr().out
+    assert run("tokenizer", "encode", tmp_path / "tokenizer", "注意 fox") == 0
+    ids = capsys.readouterr().out.split()
+    assert [int(i) for i in ids] == Aquila2Tokenizer.from_pretrained(tmp_path / "tokenizer").encode("注意 fox")
+    assert run("tokenizer", "decode", tmp_path / "tokenizer", *ids) == 0
+    assert capsys.readouterr().out == "注意 fox\n"
+
+
+def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("configs") == 0
+    table = capsys.readouterr().out
+    assert all(f"`{name}`" in table for name in PRESETS)
+    assert "| 7.30 B |" in table and "linear x8" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("train", "nowhere.yaml"), "aquila2 train: [Errno 2] No such file or directory: 'nowhere.yaml'"),
+        (("generate", "nowhere", "x"), "aquila2 generate: nowhere has no config.json"),
+        (("tokenizer", "encode", "nowhere", "x"), "aquila2 tokenizer: nowhere has no tokenizer.json"),
+    ],
+)
+def test_one_sentence(arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(sentence) and error.count("\n") == 1
+
+
+def test_demo_on_own_data(
+    text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aquila2.demo.kernel_report", lambda: iter(["attention  1.0 ms"]))
+    small = ("model.preset=tiny", "train.samples=16", "data.seq_len=32", "data.heldout=0.2", "run.progress=false")
+    demo = ("demo", "--data", text_folder, "--folder", tmp_path / "demo", *small)
+    assert run(*demo, "run.tensorboard=false") == 0
+    out = capsys.readouterr().out
+    for expected in ("yours", "loss.svg", "code:", "English:", "Chinese:", "attention  1.0 ms"):
+        assert expected in out
+    assert run(*demo, "run.tensorboard=false") == 0  # replaces the first
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    assert run("demo", "--folder", tmp_path / "other") == 2
+    assert "--folder must be new, empty or an earlier demo" in capsys.readouterr().err
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
+
+
+def test_kernel_report_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aquila2 import kernel_report
+
+    monkeypatch.setattr(kernel_report, "ROUNDS", 1)
+    monkeypatch.setattr(kernel_report, "WARM_UP", 0)
+    lines = list(kernel_report.kernel_report())
+    assert len(lines) == 6 and all(line.endswith("x") for line in lines[1:])

@@ -1,0 +1,194 @@
+"""A run: it learns, it can be cut at any step and goes on with the same bits, and it survives broken checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aquila2 import Aquila2Tokenizer, from_pretrained
+from aquila2.training import trainer
+from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints, newest_valid
+from aquila2.training.curve import write_loss_curve
+from aquila2.training.metrics import read_metrics
+from aquila2.training.options import Options, parse_options
+
+
+def options_for(texts: Path, folder: Path, **sections: dict[str, Any]) -> Options:
+    """A tiny run of 12 steps; `sections` override."""
+    entries: dict[str, dict[str, Any]] = {
+        "model": {"preset": "tiny"},
+        "tokenizer": {"vocab_size": 304},
+        "data": {"sources": [{"name": "texts", "path": str(texts)}], "seq_len": 32, "heldout": 0.2, "heldout_rows": 4},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"warmup_samples": 8},
+        "batch": {"micro": 2, "size": 4},
+        "train": {"samples": 48},
+        "run": {"folder": str(folder), "tensorboard": False, "progress": False, "keep": 10},
+    }
+    for name, values in sections.items():
+        entries[name] = {**entries[name], **values}
+    return parse_options(entries)
+
+
+def losses_of(folder: Path) -> list[tuple[int, float, float]]:
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(folder) if r["kind"] == "train"]
+
+
+def test_it_learns(text_folder: Path, tmp_path: Path) -> None:
+    result = trainer.train(options_for(text_folder, tmp_path / "run", train={"samples": 120}))
+    assert result.heldout_after["texts"] < result.heldout_before["texts"] - 1.0
+    assert result.stopped_by is None
+    assert (result.progress.step, result.progress.samples, result.progress.tokens) == (30, 120, 120 * 32)
+    # The checkpoint is a model folder.
+    loaded = from_pretrained(result.checkpoint)
+    ids = torch.tensor([Aquila2Tokenizer.from_pretrained(result.checkpoint).encode("The quick", bos=True)])
+    assert torch.equal(loaded(ids).logits, result.model.eval()(ids).logits)
+    write_loss_curve(read_metrics(tmp_path / "run"), tmp_path / "loss.svg", "a <run>")
+    picture = (tmp_path / "loss.svg").read_text()
+    assert picture.startswith("<svg") and "a &lt;run&gt;" in picture and "held out: texts" in picture
+
+
+@pytest.mark.parametrize("schedule", [{"kind": "cosine"}, {"kind": "wsd", "decay_samples": 20}], ids=["cosine", "wsd"])
+def test_interrupted_and_continued_losses_are_bitwise_equal(
+    text_folder: Path, tmp_path: Path, schedule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "schedule": {"warmup_samples": 8, **schedule},
+        "batch": {"micro": 2, "size": 6, "ramp_start": 2, "ramp_increment": 2, "ramp_samples": 16},
+    }
+    trainer.train(options_for(text_folder, tmp_path / "whole", **sections))
+    expected = losses_of(tmp_path / "whole")
+
+    class Interrupted(Exception):
+        pass
+
+    # First a signal, which saves; then a crash between two checkpoints, whose steps are done again.
+    options = options_for(text_folder, tmp_path / "cut", **sections, run={"save_every": 4})
+    one_step = trainer.Loop._one_step
+
+    def stepping(self: trainer.Loop, *arguments: Any) -> dict[str, float]:
+        measured = one_step(self, *arguments)
+        if self.progress.step == 3 and not list_checkpoints(tmp_path / "cut" / "checkpoints"):
+            os.kill(os.getpid(), signal.SIGINT)
+        if self.progress.step == 6 and not (tmp_path / "crashed").exists():
+            (tmp_path / "crashed").touch()
+            raise Interrupted
+        return measured
+
+    monkeypatch.setattr(trainer.Loop, "_one_step", stepping)
+    first = trainer.train(options)
+    assert (first.stopped_by, first.progress.step) == (signal.SIGINT, 3)
+    with pytest.raises(Interrupted):
+        trainer.train(options)
+    last = trainer.train(options)
+    assert last.stopped_by is None
+    assert losses_of(tmp_path / "cut") == expected
+    assert last.heldout_before == trainer.train(options_for(text_folder, tmp_path / "whole", **sections)).heldout_before
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_broken_checkpoint_is_skipped_with_its_reason(
+    text_folder: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_for(text_folder, tmp_path / "run", run={"save_every": 4})
+    trainer.train(options)
+    expected = losses_of(tmp_path / "run")
+    newest, older = list_checkpoints(tmp_path / "run" / "checkpoints")[:2]
+    weights = newest / "model.safetensors"
+    if damage == "flip":
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+    elif damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "remove":
+        weights.unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    assert checkpoint_fault(older) is None
+    trainer.train(options)
+    assert f"skipping {newest}: " in capsys.readouterr().err
+    assert losses_of(tmp_path / "run") == expected
+
+
+def test_only_the_newest_checkpoints_are_kept(text_folder: Path, tmp_path: Path) -> None:
+    trainer.train(options_for(text_folder, tmp_path / "run", run={"save_every": 3, "keep": 2}))
+    names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step-00000012", "step-00000009"]
+    (tmp_path / "run" / "checkpoints" / "step-00000099.tmp").mkdir()
+    newest = newest_valid(tmp_path / "run" / "checkpoints", pytest.fail)
+    assert newest is not None and newest.name == "step-00000012"
+
+
+def test_accumulation_equals_one_large_batch(text_folder: Path, tmp_path: Path) -> None:
+    runs = []
+    for micro in (6, 2):
+        folder = tmp_path / f"micro{micro}"
+        trainer.train(options_for(text_folder, folder, batch={"micro": micro, "size": 6}, train={"samples": 24}))
+        runs.append(losses_of(folder))
+    for (_, loss, norm), (_, other_loss, other_norm) in zip(*runs, strict=True):
+        assert loss == pytest.approx(other_loss, rel=1e-4)
+        assert norm == pytest.approx(other_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "train", [{"precision": "bf16"}, {"activation_checkpointing": True}], ids=["bf16", "recompute"]
+)
+def test_other_arithmetic_trains_alike(text_folder: Path, tmp_path: Path, train: dict[str, Any]) -> None:
+    plain = trainer.train(options_for(text_folder, tmp_path / "plain"))
+    other = trainer.train(options_for(text_folder, tmp_path / "other", train=train))
+    assert other.heldout_after["texts"] == pytest.approx(plain.heldout_after["texts"], abs=0.1)
+    assert all(parameter.dtype == torch.float32 for parameter in other.model.parameters())
+
+
+def test_tensorboard_and_metrics(text_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    trainer.train(options_for(text_folder, folder, run={"tensorboard": True, "eval_every": 6}))
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert len(events.Scalars("train/loss")) == 12
+    assert [event.step for event in events.Scalars("heldout/texts")] == [0, 6, 12]
+    record = [r for r in read_metrics(folder) if r["kind"] == "train"][-1]
+    assert {"loss", "lr", "grad_norm", "samples", "tokens_per_second"} <= set(record)
+
+
+def test_another_configuration_is_not_continued(text_folder: Path, tmp_path: Path) -> None:
+    trainer.train(options_for(text_folder, tmp_path / "run", train={"samples": 8}))
+    with pytest.raises(ValueError, match=r"holds a run with another optimizer\.lr, train\.samples;"):
+        trainer.train(options_for(text_folder, tmp_path / "run", optimizer={"lr": 0.02}))
+
+
+def test_a_cut_metrics_line_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 2.0}\n{"kind": "tr')
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+
+
+def test_sigterm_saves_and_the_same_command_continues(text_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = options_for(text_folder, folder, train={"samples": 4000})
+    (tmp_path / "config.yaml").write_text(trainer.dump_options(options))
+    command = [sys.executable, "-m", "aquila2.cli", "train", str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(losses_of(folder)) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "run the same command again to continue" in out
+    (checkpoint,) = list_checkpoints(folder / "checkpoints")
+    assert checkpoint_fault(checkpoint) is None
+    step = json.loads((checkpoint / "state.json").read_text())["step"]
+    assert losses_of(folder)[-1][0] == step
