@@ -18,15 +18,6 @@ from bench.timing import Case, Peer, Thunk, agree, race
 transformers = pytest.importorskip("transformers")
 
 BATCH, SEQLEN = 2, 512
-SIZE: dict[str, Any] = {
-    "vocab_size": 8192,
-    "hidden_size": 384,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-}
-SMALL: dict[str, Any] = {**SIZE, "vocab_size": 128, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
 
 
 def llama_like(model: Aquila2ForCausalLM) -> nn.Module:
@@ -53,10 +44,11 @@ def steps(model: nn.Module, logits_of: Callable[[Tensor], Tensor], batches: list
 
 
 def bench_step(benchmark: Any) -> None:
-    size, seqlen = (SIZE, SEQLEN) if benchmark.enabled else (SMALL, 24)
-    model = Aquila2ForCausalLM(Aquila2Config(**size, bos_token_id=1, eos_token_id=2, pad_token_id=None))
+    size, seqlen = ("25m", SEQLEN) if benchmark.enabled else ("tiny", 24)
+    config = Aquila2Config.named(size, bos_token_id=1, eos_token_id=2, pad_token_id=None)
+    model = Aquila2ForCausalLM(config)
     rivals = [llama_like(model) for _ in range(2)]
-    batches = [torch.randint(size["vocab_size"], (BATCH, seqlen + 1)) for _ in range(4)]
+    batches = [torch.randint(config.vocab_size, (BATCH, seqlen + 1)) for _ in range(4)]
     check = agree(1e-3)  # all start from the same weights and see the same batches, so their losses stay together
 
     peers = {
