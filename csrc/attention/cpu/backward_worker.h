@@ -37,7 +37,7 @@ class BackwardWorker {
         piecewise_(params.forward.is_piecewise()),
         share_(share) {
     const int64_t columns =
-        backward_block_columns(part.num_columns, forward_.head_dim, forward_.head_dim_v, piecewise_);
+        backward_block_columns(part.num_columns, forward_.head_dim, forward_.head_dim_v);
     scratch_ = carve(forward_, columns, static_cast<char*>(scratch), layout_);
     softcap_factor_ = forward_.softcap > 0.0f ? forward_.softmax_scale / forward_.softcap : 0.0f;
     factor_ = forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale;
@@ -124,7 +124,11 @@ class BackwardWorker {
       const bool used = c < panel.num_vectors * F32::kLanes;
       panel.mask.begin[c] = used ? static_cast<int32_t>(keys.begin) : 0;
       panel.mask.end[c] = used ? static_cast<int32_t>(keys.end) : 0;
-      panel.mask.far_end[c] = piecewise_ ? static_cast<int32_t>(shape.far_end(row, forward_.dist_threshold)) : 0;
+      // Where all keys are far, so are the zeros that fill up the last strip: the tile's near keys are not even packed.
+      const int64_t far_end = piecewise_ ? shape.far_end(row, forward_.dist_threshold) : 0;
+      const int64_t seqlen_k = part_.sequence.seqlen_k;
+      panel.mask.far_end[c] =
+          static_cast<int32_t>(far_end < seqlen_k ? far_end : round_up_to(seqlen_k, kBackwardKeyTile));
     }
   }
 
