@@ -190,7 +190,8 @@ def padded(*operands: Tensor) -> tuple[Tensor, ...]:
 
 def rows_contiguous(tensor: Tensor) -> Tensor:
     """The kernels read strided operands whose last dimension is contiguous; anything else is copied."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    # Not contiguous(), which returns tensors without elements as they are, whatever their strides.
+    return tensor if tensor.stride(-1) == 1 else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def promoted_under_autocast(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from flagattn.testing import available_cpu_levels, set_cpu_level
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(params=available_cpu_levels())
@@ -21,8 +19,8 @@ def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def threads() -> Iterator[object]:
-    """A function that sets torch's thread count for the rest of the test."""
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads for the rest of the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
