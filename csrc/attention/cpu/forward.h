@@ -9,7 +9,6 @@
 #include "attention/cpu/panel_mask.h"
 #include "attention/cpu/scores.h"
 #include "attention/cpu/softmax.h"
-#include "attention/cpu/tile_prefetch.h"
 #include "attention/mask.h"
 #include "attention/params.h"
 #include "attention/schedule.h"
@@ -25,14 +24,14 @@ class ForwardWorker {
         group_(params.heads_q / params.heads_k),
         head_dim_(padded_dim(params.head_dim)),
         head_dim_v_(padded_dim(params.head_dim_v)) {
-    // exponent = factor_ * s(score), base 2, where the sign of the scale goes into the queries: factor_ stays positive,
-    // so that the largest score has the largest exponent.
-    constexpr float kLog2E = 1.44269504089f;
+    // A weight is exp(natural_factor_ * s(score)). The sign of the scale goes into the queries: the factor stays
+    // positive, so that the largest score has the largest weight.
     const float scale = params.softmax_scale;
     query_factor_ = scale > 0.0f ? 1.0f : scale < 0.0f ? -1.0f : 0.0f;
     const float magnitude = scale == 0.0f ? 1.0f : scale * query_factor_;
     softcap_factor_ = params.softcap > 0.0f ? magnitude / params.softcap : 0.0f;
-    factor_ = (params.softcap > 0.0f ? params.softcap : magnitude) * kLog2E;
+    natural_factor_ = params.softcap > 0.0f ? params.softcap : magnitude;
+    factor_ = static_cast<float>(natural_factor_ * 1.44269504088896340736);
   }
 
   void run(int64_t index) {
@@ -45,7 +44,7 @@ class ForwardWorker {
 
     KeyRange keys = start_panels();
     for (int64_t first = keys.begin / kCpuKeyTile * kCpuKeyTile; first < keys.end; first += kCpuKeyTile) {
-      run_tile(first, keys.end);
+      run_tile(first);
     }
     for (int64_t panel = 0; panel < num_panels_; ++panel) finish_panel(panel);
   }
@@ -78,8 +77,19 @@ class ForwardWorker {
     for (int64_t i = 0; i < output_size(); i += F32::kLanes) F32::zero().store(outputs + i);
   }
 
+  // Asks for the rows of a panel, to be read or overwritten, before the panel ahead of it is handled.
+  template <typename T, bool kWrite>
+  void prefetch_rows(const HeadsView& view, int64_t panel, int64_t dim) const {
+    if (panel >= num_panels_) return;
+    for (int c = 0; c < columns_of(panel); ++c) {
+      const T* row = row_of<const T>(view, column(panel, c));
+      for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + d, kWrite, 3);
+    }
+  }
+
   template <typename T>
   void pack_queries(const HeadsView& view, int64_t panel, float* dst) const {
+    prefetch_rows<T, false>(view, panel + 1, params_.head_dim);
     const T* rows[kPanel] = {};
     for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<const T>(view, column(panel, c));
     pack_columns(rows, params_.head_dim, query_factor_, dst);
@@ -131,48 +141,40 @@ class ForwardWorker {
             params_.is_piecewise() && scratch_.masks[num_panels_ - 1].far_end[kPanel - 1] > first};
   }
 
+  // Keys that need neither widening nor padding are read where they lie.
+  bool keys_in_place(const Tile& tile) const {
+    return params_.dtype == DType::kFloat32 && tile.num_keys % kMR == 0 && params_.head_dim == head_dim_;
+  }
+  ScoreOperands key_operands(const Tile& tile, const HeadsView& view, const float* packed) const {
+    if (keys_in_place(tile)) return {key_row<float>(view, tile.first), view.row_stride, nullptr};
+    return {packed, head_dim_, nullptr};
+  }
+
   void pack_tile(const Tile& tile) const {
     dispatch(params_.dtype, [&]<typename T>(T) {
       const auto pack_keys = [&](const HeadsView& view, float* dst) {
         pack_rows(key_row<T>(view, tile.first), view.row_stride, tile.num_keys, strip_ceil(tile.num_keys),
                   params_.head_dim, dst, head_dim_);
       };
-      if (tile.any_near) pack_keys(params_.k, scratch_.keys);
-      if (tile.any_far) pack_keys(params_.k2, scratch_.far_keys);
+      if (tile.any_near && !keys_in_place(tile)) pack_keys(params_.k, scratch_.keys);
+      if (tile.any_far && !keys_in_place(tile)) pack_keys(params_.k2, scratch_.far_keys);
       pack_strips(key_row<T>(params_.v, tile.first), params_.v.row_stride, tile.num_keys, params_.head_dim_v,
                   scratch_.values, strip_stride(kCpuKeyTile));
     });
   }
 
-  void prefetch_tile(const Tile& tile) {
-    const int64_t size = size_of(params_.dtype);
-    const auto add = [&](const HeadsView& view, int64_t dim) {
-      const int64_t offset = sequence_.batch * view.batch_stride + (sequence_.first_k + tile.first) * view.row_stride +
-                             item_.head_k * view.head_stride;
-      prefetch_.add(static_cast<const char*>(view.data) + offset * size, view.row_stride * size, dim * size,
-                    tile.num_keys);
-    };
-    if (tile.any_near) add(params_.k, params_.head_dim);
-    if (tile.any_far) add(params_.k2, params_.head_dim);
-    add(params_.v, params_.head_dim_v);
-    prefetch_.spread(num_panels_ * (kCpuKeyTile / kMR));
-  }
-
-  void run_tile(int64_t first, int64_t end) {
+  void run_tile(int64_t first) {
     const Tile tile = tile_at(first);
     pack_tile(tile);
-    prefetch_.clear();
-    if (first + kCpuKeyTile < end) prefetch_tile(tile_at(first + kCpuKeyTile));
 
     ScoreContext context{};
     context.head_dim = head_dim_;
     context.first_key = tile.first;
     context.num_keys = tile.num_keys;
-    context.near = {scratch_.keys, head_dim_, nullptr};
-    context.far = {scratch_.far_keys, head_dim_, nullptr};
+    if (tile.any_near) context.near = key_operands(tile, params_.k, scratch_.keys);
+    if (tile.any_far) context.far = key_operands(tile, params_.k2, scratch_.far_keys);
     context.piecewise = params_.is_piecewise();
     context.softcap_factor = softcap_factor_;
-    context.prefetch = &prefetch_;
     for (int64_t panel = 0; panel < num_panels_; ++panel) run_panel(context, panel);
   }
 
@@ -231,6 +233,7 @@ class ForwardWorker {
     alignas(64) float normalisers[kPanel];
     for (int c = 0; c < kPanel; ++c) normalisers[c] = normaliser(statistics, c);
     dispatch(params_.dtype, [&]<typename T>(T) {
+      prefetch_rows<T, true>(params_.out, panel + 1, params_.head_dim_v);
       T* rows[kPanel] = {};
       for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<T>(params_.out, column(panel, c));
       unpack_columns(scratch_.outputs + panel * output_size(), params_.head_dim_v, normalisers, rows);
@@ -238,7 +241,7 @@ class ForwardWorker {
     for (int c = 0; c < columns_of(panel); ++c) {
       const Column at = column(panel, c);
       params_.lse.data[sequence_.batch * params_.lse.batch_stride + at.head * params_.lse.head_stride +
-                       sequence_.first_q + at.row] = log_sum_exp(statistics, c);
+                       sequence_.first_q + at.row] = log_sum_exp(statistics, c, natural_factor_);
     }
   }
 
@@ -247,13 +250,14 @@ class ForwardWorker {
   const ForwardScratch scratch_;
   const int64_t group_;
   const int64_t head_dim_, head_dim_v_;  // padded
-  float query_factor_, softcap_factor_, factor_;
+  float query_factor_, softcap_factor_;
+  double natural_factor_;
+  float factor_;  // to base 2
 
   ForwardItem item_;
   Sequence sequence_;
   int64_t num_columns_;
   int64_t num_panels_;
-  TilePrefetch prefetch_;
 };
 
 }  // namespace flagattn::FLAGATTN_ISA

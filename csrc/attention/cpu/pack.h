@@ -48,19 +48,25 @@ inline void pack_rows(const T* src, int64_t stride, int64_t n, int64_t padded, i
   }
 }
 
+// A few rows at a time, strip by strip: stores run on, and the rows' pages stay in the TLB.
 template <typename T>
 inline void pack_strips(const T* src, int64_t stride, int64_t n, int64_t dim, float* dst, int64_t ld) {
   constexpr int kLanes = F32::kLanes;
-  for (int64_t i = 0; i < n; ++i) {
-    const T* from = src + i * stride;
-    float* to = dst + i * kStrip;
-    for (int64_t d = 0; d < dim; d += kStrip, to += ld) {
-      if constexpr (kLanes > kStrip) {
-        F32::load_n(from + d, dim - d < kStrip ? dim - d : kStrip).store_n(to, kStrip);
-      } else if (dim - d >= kStrip) {
-        FLAGATTN_UNROLL for (int j = 0; j < kStrip; j += kLanes) F32::load(from + d + j).store(to + j);
-      } else {
-        for (int j = 0; j < kStrip; j += kLanes) load_up_to(from + d + j, dim - d - j).store(to + j);
+  constexpr int64_t kRows = 16;
+  for (int64_t first = 0; first < n; first += kRows) {
+    const int64_t end = first + kRows < n ? first + kRows : n;
+    float* strip = dst;
+    for (int64_t d = 0; d < dim; d += kStrip, strip += ld) {
+      for (int64_t i = first; i < end; ++i) {
+        const T* from = src + i * stride + d;
+        float* to = strip + i * kStrip;
+        if constexpr (kLanes > kStrip) {
+          F32::load_n(from, dim - d < kStrip ? dim - d : kStrip).store_n(to, kStrip);
+        } else if (dim - d >= kStrip) {
+          FLAGATTN_UNROLL for (int j = 0; j < kStrip; j += kLanes) F32::load(from + j).store(to + j);
+        } else {
+          for (int j = 0; j < kStrip; j += kLanes) load_up_to(from + j, dim - d - j).store(to + j);
+        }
       }
     }
   }

@@ -8,7 +8,6 @@
 #include "arch/simd.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
-#include "attention/cpu/tile_prefetch.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
@@ -27,25 +26,26 @@ struct ScoreContext {
   bool piecewise;
   // Scores become tanh(softcap_factor * score) where it is not 0; the factor that is left is part of the exponent's.
   float softcap_factor;
-  TilePrefetch* prefetch;
 };
 
 // Longer sums are cut into parts of this many products, so that rounding errors do not grow with the head dim.
 inline constexpr int64_t kMostProducts = 128;
 
-// The scores of one strip of kMR keys; raises most[v] to the largest of them.
+// The scores of num_strips strips of kMR keys; raises most[v] to the largest of them.
 template <int NV>
-FLAGATTN_KERNEL void score_strip(const float* keys, int64_t key_stride, const float* queries, int64_t head_dim,
-                                 float* scores, F32* most) {
-  F32 c[kMR][NV];
-  clear(c);
-  multiply_rows(keys, key_stride, queries, kPanel, head_dim, c);
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    F32 strip = c[0][v];
-    FLAGATTN_UNROLL for (int r = 1; r < kMR; ++r) strip = max(strip, c[r][v]);
-    most[v] = max(most[v], strip);
+FLAGATTN_KERNEL void score_strips(const float* keys, int64_t key_stride, int64_t num_strips, const float* queries,
+                                  int64_t head_dim, float* scores, F32* most) {
+  for (; num_strips > 0; --num_strips, keys += kMR * key_stride, scores += kMR * kPanel) {
+    F32 c[kMR][NV];
+    clear(c);
+    multiply_rows(keys, key_stride, queries, kPanel, head_dim, c);
+    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+      F32 strip = c[0][v];
+      FLAGATTN_UNROLL for (int r = 1; r < kMR; ++r) strip = max(strip, c[r][v]);
+      most[v] = max(most[v], strip);
+    }
+    store_block(c, scores, kPanel);
   }
-  store_block(c, scores, kPanel);
 }
 
 // Adds to the scores instead, and leaves the maximum to the caller.
@@ -80,7 +80,7 @@ FLAGATTN_INLINE void score_strip(const ScoreContext& context, const ScoreOperand
   const float* keys = operands.keys + key * operands.key_stride;
   const float* queries = operands.queries + column;
   int64_t n = context.head_dim < kMostProducts ? context.head_dim : kMostProducts;
-  score_strip<NV>(keys, operands.key_stride, queries, n, scores, most);
+  score_strips<NV>(keys, operands.key_stride, 1, queries, n, scores, most);
   for (int64_t d = n; d < context.head_dim; d += n) {
     n = context.head_dim - d < kMostProducts ? context.head_dim - d : kMostProducts;
     score_strip_further<NV>(keys + d, operands.key_stride, queries + d * kPanel, n, scores);
@@ -128,13 +128,19 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
   }
   const bool plain_maximum = context.softcap_factor == 0.0f && context.head_dim <= kMostProducts;
 
-  for (int32_t key = run.begin; key < run.end; key += kMR) {
-    context.prefetch->step();
+  for (int32_t key = run.begin; key < run.end;) {
     float* at = scores + key * kPanel + column;
-    const bool border = key < any_far && key + kMR > all_far;
+    const bool far = key < any_far;
+    const bool border = far && key + kMR > all_far;
     const bool clear = key >= run.clear_begin && key < run.clear_end;
     if (!border && clear && plain_maximum) {
-      score_strip<NV>(context, key < any_far ? context.far : context.near, key, column, at, most);
+      // All strips that are alike at once.
+      int32_t end = run.clear_end;
+      if (far && all_far < end) end = strip_floor(all_far);
+      const ScoreOperands& operands = far ? context.far : context.near;
+      score_strips<NV>(operands.keys + key * operands.key_stride, operands.key_stride, (end - key) / kMR,
+                       operands.queries + column, context.head_dim, at, most);
+      key = end;
       continue;
     }
     F32 unused[NV];
@@ -142,7 +148,7 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
     if (border) {
       score_border_strip<NV>(context, mask, key, column, at);
     } else {
-      score_strip<NV>(context, key < any_far ? context.far : context.near, key, column, at, unused);
+      score_strip<NV>(context, far ? context.far : context.near, key, column, at, unused);
     }
     if (context.softcap_factor != 0.0f) {
       update_strip<NV>(at, [&](int, int, F32 score) { return tanh(score * F32::set1(context.softcap_factor)); });
@@ -152,6 +158,7 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
       most[v] = max(most[v], score);
       return score;
     });
+    key += kMR;
   }
 }
 

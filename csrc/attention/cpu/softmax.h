@@ -11,10 +11,10 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-// Below every finite exponent and finite itself, so that the difference from -inf is -inf and from itself 0.
+// Below every score that is not -inf, and finite itself, so that the difference from -inf is -inf and from itself 0.
 inline constexpr float kNoMaximum = -1e38f;
 
-// Running statistics in base 2: weights are 2^(factor * score - maximum).
+// Running statistics: weights are 2^(factor * (score - maximum)), so that the largest score of all weighs exactly 1.
 struct PanelStatistics {
   alignas(64) float maximum[kPanel];
   alignas(64) float sum[kPanel];
@@ -32,8 +32,8 @@ FLAGATTN_INLINE void raise_maximum(PanelStatistics& statistics, const F32 (&larg
                                    F32 (&rescale)[kNV]) {
   FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {
     const F32 before = F32::load(statistics.maximum + first_column(v));
-    const F32 after = max(before, largest[v] * factor);
-    rescale[v] = exp2(before - after);
+    const F32 after = max(before, largest[v]);
+    rescale[v] = exp2((before - after) * factor);
     after.store(statistics.maximum + first_column(v));
     (F32::load(statistics.sum + first_column(v)) * rescale[v]).store(statistics.sum + first_column(v));
   }
@@ -55,10 +55,10 @@ FLAGATTN_KERNEL void weigh_run(const PanelStatistics& statistics, const Run& run
     float* at = scores + key * kPanel + column;
     FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
       float* here = at + v * F32::kLanes;
-      const F32 weight = exp2(fms(F32::load(here), factor, maximum[v]));
+      const F32 weight = exp2((F32::load(here) - maximum[v]) * factor);
       weight.store(here);
       even[v] = even[v] + weight;
-      const F32 next = exp2(fms(F32::load(here + kPanel), factor, maximum[v]));
+      const F32 next = exp2((F32::load(here + kPanel) - maximum[v]) * factor);
       next.store(here + kPanel);
       odd[v] = odd[v] + next;
     }
@@ -81,11 +81,12 @@ FLAGATTN_INLINE float normaliser(const PanelStatistics& statistics, int column) 
   const float sum = statistics.sum[column];
   return sum == 0.0f ? 0.0f : 1.0f / sum;
 }
-// In double, since the two parts of a large LSE would each be rounded at its size.
-FLAGATTN_INLINE float log_sum_exp(const PanelStatistics& statistics, int column) {
+// `factor` makes an exponent to base e of a score. In double, since the parts of a large LSE would each be rounded at
+// its size.
+FLAGATTN_INLINE float log_sum_exp(const PanelStatistics& statistics, int column, double factor) {
   const float sum = statistics.sum[column];
   if (sum == 0.0f) return -std::numeric_limits<float>::infinity();
-  return static_cast<float>(statistics.maximum[column] * 0.693147180559945309 + ::log(static_cast<double>(sum)));
+  return static_cast<float>(statistics.maximum[column] * factor + ::log(static_cast<double>(sum)));
 }
 
 }  // namespace flagattn::FLAGATTN_ISA
