@@ -57,7 +57,7 @@ bench: build
 	$(PYTHON) -m bench $(BENCH_ARGS)
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
-PYTHON_FILES = $(wildcard setup.py flagattn aquila2 tests bench docs)
+PYTHON_FILES = $(wildcard setup.py flagattn aquila2 tests bench docs/*.py)
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check $(PYTHON_FILES)
 	$(PYTHON) -m ruff format --check $(PYTHON_FILES)

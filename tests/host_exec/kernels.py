@@ -42,7 +42,7 @@ def attention_params(case: AttentionCase, inputs: AttentionInputs, out: Tensor, 
     params.heads_q, params.heads_k = q.shape[-2], k.shape[-2]
     params.head_dim, params.head_dim_v = q.shape[-1], v.shape[-1]
     params.seqlen_q, params.seqlen_k = inputs.max_seqlen_q, inputs.max_seqlen_k
-    if inputs.cu_seqlens_q is None:
+    if inputs.cu_seqlens_q is None or inputs.cu_seqlens_k is None:
         params.batch = q.shape[0]
     else:
         params.batch = len(inputs.cu_seqlens_q) - 1
