@@ -9,6 +9,7 @@ from flagattn.testing.attention_cases import (
 from flagattn.testing.attention_runs import AttentionInputs, attention_by_op, attention_by_reference, make_inputs
 from flagattn.testing.cpu_levels import available_cpu_levels, set_cpu_level
 from flagattn.testing.layouts import LAYOUTS, laid_out
+from flagattn.testing.op_runs import check_against_oracle, run_with_gradients
 from flagattn.testing.tolerance import assert_all_close_to_oracle, assert_close_to_oracle
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "attention_by_op",
     "attention_by_reference",
     "available_cpu_levels",
+    "check_against_oracle",
     "laid_out",
     "make_inputs",
+    "run_with_gradients",
     "set_cpu_level",
 ]

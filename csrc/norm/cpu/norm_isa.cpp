@@ -178,8 +178,14 @@ void reduce_dweight(const float* partials, int64_t num_partials, int64_t cols, i
                     DType dtype, DType weight_dtype, void* dweight) {
   const auto reduce = [&]<typename T, typename Weight>(T, Weight) {
     for (int64_t j = col_begin; j < col_end; j += kPairLanes) {
-      Pair sum = Pair::set1(0.0f);
-      for (int64_t p = 0; p < num_partials; ++p) sum = sum + load_columns(partials + p * padded_columns(cols) + j);
+      // Kahan's sum: `lost` is what the additions so far have rounded away, so many rows cost no accuracy.
+      Pair sum = Pair::set1(0.0f), lost = Pair::set1(0.0f);
+      for (int64_t p = 0; p < num_partials; ++p) {
+        const Pair addend = load_columns(partials + p * padded_columns(cols) + j) - lost;
+        const Pair next = sum + addend;
+        lost = (next - sum) - addend;
+        sum = next;
+      }
       float placed[kPairLanes], in_order[kPairLanes];
       store_columns(sum, placed);
       columns_in_order<T>(placed, in_order);
