@@ -9,6 +9,7 @@ from typing import Any
 
 import flagattn
 from aquila2.cli import config_table
+from aquila2.training.options import DataOptions, Options, SourceOptions, dump_options
 from bench import report, results
 from docs import support as probes
 from docs.chinese import BAR_WORDS, ENVIRONMENT_ZH, phrase
@@ -91,6 +92,12 @@ def environment(language: str, up: str) -> str:
 def configs(language: str, up: str) -> str:
     """The named configurations, as `aquila2 configs` prints them."""
     return config_table()
+
+
+def options(language: str, up: str) -> str:
+    """The options of a training run with their defaults."""
+    example = Options(data=DataOptions(sources=[SourceOptions(name="mine", path="texts/")]))
+    return f"```yaml\n{dump_options(example).rstrip()}\n```"
 
 
 def masks(language: str, up: str) -> str:

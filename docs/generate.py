@@ -28,6 +28,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "environment": blocks.environment,
     "essays": blocks.essays,
     "masks": blocks.masks,
+    "options": blocks.options,
     "results": blocks.results_tables,
     "signature": blocks.signature,
     "signatures": blocks.signatures,
