@@ -13,8 +13,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from bench import machine, report, results
+
+NOTHING_COLLECTED = 5  # pytest's exit status
 
 
 def modules() -> list[str]:
@@ -38,33 +41,35 @@ def main(arguments: list[str]) -> int:
             parser.error(f"no bench named {name!r}; there are {', '.join(modules())}")
 
     chosen = [name for name in modules() if not options.modules or name in ("machine", *options.modules)]
+    command = command_of(options.modules, options.keyword)
+    store = not options.keyword or options.output is not None
+    folder = options.output or results.RESULTS / machine.this_machine()
+
+    code, measured = 0, {}
+    for name in chosen:
+        keyword = options.keyword if name != "machine" else None
+        module_code, raw = measure(name, keyword)
+        code = code or module_code
+        files = results.split_by_module(raw, command) if raw else {}
+        measured.update(files)
+        if store:
+            for path in results.write(files, folder):
+                print(f"written: {os.path.relpath(path, machine.ROOT)}", flush=True)
+    print(report.text_report(results.read(folder) if store else measured))
+    return code
+
+
+def measure(name: str, keyword: str | None) -> tuple[int, dict[str, Any] | None]:
+    """Runs one module in a process of its own; returns pytest's status and pytest-benchmark's JSON."""
     environment = {**os.environ, "GLIBC_TUNABLES": machine.GLIBC_TUNABLES}
     with tempfile.TemporaryDirectory() as scratch:
-        raw = Path(scratch) / "raw.json"
-        pytest = [sys.executable, "-m", "pytest", *(f"bench/bench_{name}.py" for name in chosen)]
-        pytest += [
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--benchmark-enable",
-            "--benchmark-only",
-            "--benchmark-quiet",
-            "--disable-warnings",
-        ]
-        pytest += [f"--benchmark-json={raw}", *(["-k", f"({options.keyword}) or machine"] if options.keyword else [])]
+        path = Path(scratch) / "raw.json"
+        pytest = [sys.executable, "-m", "pytest", f"bench/bench_{name}.py", "-q", "-p", "no:cacheprovider"]
+        pytest += ["--benchmark-enable", "--benchmark-only", "--benchmark-quiet", "--disable-warnings"]
+        pytest += [f"--benchmark-json={path}", *(["-k", keyword] if keyword else [])]
         code = subprocess.run(pytest, cwd=machine.ROOT, env=environment).returncode
-        if not raw.exists():
-            return code or 1
-        command = command_of(options.modules, options.keyword)
-        files = results.split_by_module(json.loads(raw.read_text(encoding="utf-8")), command)
-    if options.keyword and not options.output:
-        print(report.text_report(files))
-        return code
-    folder = options.output or results.RESULTS / machine.this_machine()
-    paths = results.write(files, folder)
-    print(report.text_report(results.read(folder)))
-    print("\nwritten: " + ", ".join(os.path.relpath(path, machine.ROOT) for path in paths))
-    return code
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return (0 if code == NOTHING_COLLECTED else code), json.loads(text) if text else None
 
 
 if __name__ == "__main__":

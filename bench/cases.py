@@ -133,8 +133,13 @@ SHORT_SEQUENCES = tuple(
 
 PIECEWISE = tuple(
     AttentionShape(2048, head_dim, dtype, group=4, causal=causal, dist_threshold=512)
-    for dtype, causal, head_dim in product(("fp32", "bf16"), _MASKS, (64, 128))
-) + (AttentionShape(4096, 128, "bf16", group=6, causal=True, dist_threshold=1000),)
+    for dtype, causal, head_dim in (
+        ("fp32", False, 64),
+        ("fp32", True, 128),
+        ("bf16", False, 128),
+        ("bf16", True, 64),
+    )
+) + (AttentionShape(4096, 64, "bf16", group=6, causal=True, dist_threshold=1000),)
 
 ONE_HEAD = tuple(
     AttentionShape(4096, 128, dtype, causal=causal, heads_q=1) for dtype, causal in product(("fp32", "bf16"), _MASKS)

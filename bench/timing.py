@@ -21,8 +21,10 @@ from bench.machine import last_level_cache_bytes
 Thunk = Callable[[], Any]
 
 MIN_ROUNDS = 5
+FEWEST_ROUNDS = 3  # where a round takes longer than LONG_ROUND seconds
+LONG_ROUND = 2.0
 MAX_ROUNDS = 31
-SECONDS_PER_CASE = 1.0
+SECONDS_PER_CASE = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def sets_for(benchmark: Any, bytes_per_call: float) -> int:
 
 def rounds_for(seconds_per_round: float, budget: float = SECONDS_PER_CASE) -> int:
     """An odd number of rounds that fits the budget, so that the median is a value that was measured."""
-    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / max(seconds_per_round, 1e-9))))
+    fewest = FEWEST_ROUNDS if seconds_per_round > LONG_ROUND else MIN_ROUNDS
+    rounds = max(fewest, min(MAX_ROUNDS, int(budget / max(seconds_per_round, 1e-9))))
     return rounds if rounds % 2 else rounds - 1
 
 
