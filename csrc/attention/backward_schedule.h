@@ -37,17 +37,21 @@ constexpr BackwardSplit backward_split(int64_t seqlen_q, int64_t group) {
   return {per_part, (columns + per_part - 1) / per_part};
 }
 
-// Columns that are worked on together, against one key tile after another: what they need stays in L2.
-constexpr int64_t backward_block_columns(int64_t part_columns, int64_t head_dim, int64_t head_dim_v, bool piecewise) {
+// Most columns of a block, which meets one key tile after another: what it needs against a tile stays in L2. Piecewise
+// attention needs no more, since nearly all tiles are near or far as a whole.
+constexpr int64_t backward_most_columns(int64_t head_dim, int64_t head_dim_v) {
   constexpr int64_t kBytes = 288 * 1024;  // half a MiB is the smallest L2 around
   constexpr int64_t kMost = 144, kLeast = 48;
-  if (part_columns == 0) return kBackwardQuantum;  // a sequence without queries
   // Queries and dO both as rows and transposed, dQ, and P and dS against one tile.
-  const int64_t scores = piecewise ? 2 : 1;
-  const int64_t floats = scores * (3 * head_dim + kBackwardKeyTile) + 2 * head_dim_v + kBackwardKeyTile;
-  int64_t most = kBytes / (floats * static_cast<int64_t>(sizeof(float))) / kBackwardQuantum * kBackwardQuantum;
-  most = most < kLeast ? kLeast : most > kMost ? kMost : most;
-  const int64_t blocks = part_columns <= most ? 1 : (part_columns + most - 1) / most;
+  const int64_t floats = 3 * head_dim + 2 * head_dim_v + 2 * kBackwardKeyTile;
+  const int64_t most = kBytes / (floats * static_cast<int64_t>(sizeof(float))) / kBackwardQuantum * kBackwardQuantum;
+  return most < kLeast ? kLeast : most > kMost ? kMost : most;
+}
+
+// Columns of the blocks of a part: nearly equal, at most `most`.
+constexpr int64_t backward_block_columns(int64_t part_columns, int64_t most) {
+  if (part_columns == 0) return kBackwardQuantum;  // a sequence without queries
+  const int64_t blocks = (part_columns + most - 1) / most;
   return round_up_to((part_columns + blocks - 1) / blocks, kBackwardQuantum);
 }
 

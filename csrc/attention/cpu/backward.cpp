@@ -79,7 +79,6 @@ class Driver {
       const Sequence sequence = sequence_of(params.forward, index);
       const BackwardSplit split = backward_split(sequence.seqlen_q, group_);
       if (sequence.seqlen_k > most_keys_) most_keys_ = sequence.seqlen_k;
-      if (split.columns_per_part > most_columns_) most_columns_ = split.columns_per_part;
       for (int64_t head = 0; head < params.forward.heads_k; ++head) {
         chains_.push_back({sequence, head, split, std::vector<Share*>(static_cast<size_t>(split.parts))});
         num_parts_ += split.parts;
@@ -90,7 +89,7 @@ class Driver {
   int64_t num_parts() const { return num_parts_; }
 
   void work() {
-    void* scratch = thread_scratch(kernels_.scratch_bytes(params_, most_columns_));
+    void* scratch = thread_scratch(kernels_.scratch_bytes(params_));
     kernels_.start(params_, scratch);
     std::unique_lock lock(mutex_);
     while (true) {
@@ -155,7 +154,6 @@ class Driver {
   const int64_t group_;
   const int64_t most_shares_;
   int64_t most_keys_ = 0;
-  int64_t most_columns_ = 0;
   int64_t num_parts_ = 0;
 
   std::mutex mutex_;

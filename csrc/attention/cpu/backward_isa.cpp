@@ -7,11 +7,9 @@
 namespace flagattn::FLAGATTN_ISA {
 namespace {
 
-size_t scratch_bytes(const AttentionBackwardParams& params, int64_t columns) {
-  const AttentionParams& forward = params.forward;
+size_t scratch_bytes(const AttentionBackwardParams& params) {
   BackwardLayout layout;
-  carve(forward, backward_block_columns(columns, forward.head_dim, forward.head_dim_v, forward.is_piecewise()), nullptr,
-        layout);
+  carve(params.forward, backward_most_columns(params.forward.head_dim, params.forward.head_dim_v), nullptr, layout);
   return layout.total;
 }
 

@@ -22,8 +22,8 @@ struct KeyGradients {
 };
 
 struct BackwardKernels {
-  // Working memory of one thread, for parts of at most `columns` columns.
-  size_t (*scratch_bytes)(const AttentionBackwardParams& params, int64_t columns);
+  // Working memory of one thread.
+  size_t (*scratch_bytes)(const AttentionBackwardParams& params);
   // Readies that memory for the first of a thread's parts.
   void (*start)(const AttentionBackwardParams& params, void* scratch);
   // Writes dQ of the part's columns and its share of dK and dV.

@@ -37,7 +37,7 @@ class BackwardWorker {
         piecewise_(params.forward.is_piecewise()),
         share_(share) {
     const int64_t columns =
-        backward_block_columns(part.num_columns, forward_.head_dim, forward_.head_dim_v);
+        backward_block_columns(part.num_columns, backward_most_columns(forward_.head_dim, forward_.head_dim_v));
     scratch_ = carve(forward_, columns, static_cast<char*>(scratch), layout_);
     softcap_factor_ = forward_.softcap > 0.0f ? forward_.softmax_scale / forward_.softcap : 0.0f;
     factor_ = forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale;
