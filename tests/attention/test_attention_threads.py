@@ -1,4 +1,4 @@
-"""Same inputs, same bits: for any number of threads, run after run, from any thread and after a fork; and a call's cost."""
+"""Same inputs, same bits: for any thread count, from any thread, after a fork, run after run; and a call's cost."""
 
 from __future__ import annotations
 
