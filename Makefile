@@ -62,12 +62,12 @@ lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check $(PYTHON_FILES)
 	$(PYTHON) -m ruff format --check $(PYTHON_FILES)
 	$(PYTHON) -m mypy
-	$(if $(CPP_FILES),$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES))
+	@$(if $(CPP_FILES),$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES))
 
 format: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check --fix-only -q $(PYTHON_FILES)
 	$(PYTHON) -m ruff format -q $(PYTHON_FILES)
-	$(if $(CPP_FILES),$(CLANG_FORMAT) -i $(CPP_FILES))
+	@$(if $(CPP_FILES),$(CLANG_FORMAT) -i $(CPP_FILES))
 
 # Downloads gigabytes: the wheel built against one torch is loaded and run under another.
 test-wheels: build

@@ -35,7 +35,7 @@ struct AttentionParams {
   DType dtype = DType::kFloat32;
   int64_t batch = 0;
   int64_t heads_q = 0;
-  int64_t heads_k = 0;  // divides heads_q; query head h reads key/value head h / (heads_q / heads_k)
+  int64_t heads_k = 0;   // divides heads_q; query head h reads key/value head h / (heads_q / heads_k)
   int64_t seqlen_q = 0;  // packed: an upper bound over the batch
   int64_t seqlen_k = 0;
   int64_t head_dim = 0;    // of q and k
@@ -45,8 +45,8 @@ struct AttentionParams {
   HeadsView out;
   RowsView lse;  // natural log; -inf on rows that see no key
 
-  // (batch + 1) prefix sums of the sequence lengths; null for dense operands. Packed q and k have total_q and total_k rows,
-  // of which the last may belong to no sequence.
+  // (batch + 1) prefix sums of the sequence lengths; null for dense operands. Packed q and k have total_q and total_k
+  // rows, of which the last may belong to no sequence.
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
   int64_t total_q = 0;
