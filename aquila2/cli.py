@@ -33,13 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = parsed.run(parsed)
         return status
-    except (ValueError, OSError, ModuleNotFoundError, NotImplementedError) as error:
-        print(f"aquila2 {parsed.command}: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print(f"aquila2 {parsed.command}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of our output has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError, ModuleNotFoundError, NotImplementedError) as error:
+        print(f"aquila2 {parsed.command}: {error}", file=sys.stderr)
+        return 2
 
 
 def train_and_report(options: Options) -> Result:
@@ -209,5 +212,4 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

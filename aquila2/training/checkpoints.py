@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.opti
     for name, parameter in model.named_parameters():
         entries = {key: stored[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {
-            "step": entries["step"].clone(),
+            "step": entries["step"].to(parameter.device, copy=True),
             "exp_avg": torch.empty_like(parameter).copy_(entries["exp_avg"]),
             "exp_avg_sq": torch.empty_like(parameter).copy_(entries["exp_avg_sq"]),
         }

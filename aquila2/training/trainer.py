@@ -101,14 +101,19 @@ class Loop:
         if checkpoint is None:
             self.progress.heldout = self._measure(log)
         before = after = self.progress.heldout
+        finished = self.progress.samples >= total
         with StopRequest() as stop, self._bar(total) as bar:
-            while self.progress.samples < total and stop.received is None:
+            while self.progress.samples < total:
                 after = self._one_step(log, bar) or after
                 if self._due(self.options.run.save_every):
                     checkpoint = self._save()
+                if stop.received is not None:
+                    break
             if checkpoint is None or not checkpoint.name.endswith(f"{self.progress.step:08d}"):
                 checkpoint = self._save()
-        if stop.received is None and not self._due(self.options.run.eval_every):
+        if finished:
+            after = heldout_loss(self.model, self.heldout, self.device, self.bf16)
+        elif stop.received is None and not self._due(self.options.run.eval_every):
             after = self._measure(log)
         log.close()
         return Result(self.model, self.tokenizer, before, after, self.progress, checkpoint, stop.received)

@@ -57,6 +57,14 @@ def test_tokenizer_commands(text_folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out == "注意 fox\n"
 
 
+def test_a_finished_run_is_not_repeated(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", config) == 0
+    first, records = capsys.readouterr().out, (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert run("train", config) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == records
+
+
 def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("configs") == 0
     table = capsys.readouterr().out
