@@ -60,7 +60,7 @@ inline int cut_into_runs(const PanelMask& mask, int32_t first_key, int32_t num_k
       run = {at, next, next, next, first, last - first + 1};
       const int32_t low = mask.begin[last_column(last)] - first_key, high = mask.end[first_column(first)] - first_key;
       const int32_t clear_begin = strip_ceil(clamp_to(low, at, next));
-      const int32_t clear_end = strip_floor(clamp_to(high, at, next));
+      const int32_t clear_end = strip_floor(clamp_to(high, at, next < num_keys ? next : num_keys));
       if (clear_begin < clear_end) run.clear_begin = clear_begin, run.clear_end = clear_end;
     }
     at = next;
