@@ -1,6 +1,7 @@
 // Launches: blocks run independently of each other, as many at a time as there are workers.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -113,21 +114,23 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
     return Status::error("a block with " + std::to_string(shape.shared_bytes) +
                          " bytes of shared memory; 232448 are allowed");
   }
-  std::atomic<int> next_block{0};
+  std::atomic<bool> stopped{false};
   std::mutex mutex;
   Status status;
   Counters sum;
-  const auto work = [&] {
+  const int workers = std::clamp(global_options.workers, 1, std::max(shape.blocks, 1));
+  // Which worker gets a block is fixed: what ThreadSanitizer can see of races between blocks must not depend on luck.
+  const auto work = [&](int worker) {
     Machine m(shape, global_options);
     m.body = body;
     m.closure = closure;
     machine = &m;
-    for (int block; !m.failed && (block = next_block.fetch_add(1)) < shape.blocks;) run_block(m, block);
+    for (int block = worker; block < shape.blocks && !m.failed && !stopped; block += workers) run_block(m, block);
     tsan::acquire(m.end_token);
     machine = nullptr;
     const std::lock_guard<std::mutex> lock(mutex);
     if (m.failed) {
-      next_block = shape.blocks;
+      stopped = true;
       if (status.ok()) status = Status::error(m.failure);
     }
     sum.matrix_products += m.counters.matrix_products;
@@ -136,12 +139,11 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
     sum.async_bytes_read += m.counters.async_bytes_read;
     sum.global_bytes_written += m.counters.global_bytes_written;
   };
-  const int workers = global_options.workers < shape.blocks ? global_options.workers : shape.blocks;
-  if (workers <= 1) {
-    work();
+  if (workers == 1) {
+    work(0);
   } else {
     std::vector<std::thread> pool;
-    for (int i = 0; i < workers; ++i) pool.emplace_back(work);
+    for (int i = 0; i < workers; ++i) pool.emplace_back(work, i);
     for (std::thread& thread : pool) thread.join();
   }
   global_counters = sum;
