@@ -263,8 +263,8 @@ def _presets() -> dict[str, Aquila2Config]:
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, **small,
         ),
         "25m": Aquila2Config(
-            hidden_size=512, intermediate_size=ffn_size(512, multiple_of=64), num_hidden_layers=6,
-            num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=2048,
+            hidden_size=384, intermediate_size=ffn_size(384), num_hidden_layers=12,
+            num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=2048,
             **{**small, "vocab_size": 8200, "bos_token_id": 8198, "eos_token_id": 8199},
         ),
         "100m": Aquila2Config(
