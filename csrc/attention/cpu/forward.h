@@ -166,6 +166,11 @@ class ForwardWorker {
   void run_tile(int64_t first) {
     const Tile tile = tile_at(first);
     pack_tile(tile);
+    values_ = {scratch_.values, strip_stride(kCpuKeyTile), tile.num_keys, head_dim_v_};
+    // Where all columns see all keys, what is not finite belongs into every output.
+    const PanelMask &front = scratch_.masks[0], &back = scratch_.masks[num_panels_ - 1];
+    const bool all_seen = back.begin[kPanel - 1] <= tile.first && tile.first + tile.num_keys <= front.end[0];
+    values_finite_ = all_seen || all_finite(values_);
 
     ScoreContext context{};
     context.head_dim = head_dim_;
@@ -200,15 +205,18 @@ class ForwardWorker {
     }
     add_to_sum(statistics, partial);
 
-    const ValueTile values{scratch_.values, strip_stride(kCpuKeyTile), context.num_keys, head_dim_v_};
     float* outputs = scratch_.outputs + panel * output_size();
-    if (num_runs == 1) {
-      with_vectors(runs[0], [&]<int NV>() { add_whole_tile<NV>(values, runs[0], scratch_.scores, rescale, outputs); });
+    if (num_runs == 1 && values_finite_) {
+      with_vectors(runs[0], [&]<int NV>() { add_whole_tile<NV>(values_, runs[0], scratch_.scores, rescale, outputs); });
       return;
     }
     clear_panel(scratch_.sums);
     for (int i = 0; i < num_runs; ++i) {
-      with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values, runs[i], scratch_.scores, scratch_.sums); });
+      if (values_finite_) {
+        with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, scratch_.sums); });
+      } else {
+        add_seen_keys(values_, mask, context.first_key, runs[i], scratch_.scores, scratch_.sums);
+      }
     }
     join_runs(scratch_.sums, head_dim_v_, rescale, outputs);
   }
@@ -258,6 +266,9 @@ class ForwardWorker {
   Sequence sequence_;
   int64_t num_columns_;
   int64_t num_panels_;
+
+  ValueTile values_;  // the tile at work
+  bool values_finite_;
 };
 
 }  // namespace flagattn::FLAGATTN_ISA

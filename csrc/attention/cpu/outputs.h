@@ -74,6 +74,43 @@ inline void add_run(const ValueTile& values, const Run& run, const float* weight
   });
 }
 
+// Values that are not finite: weight 0 times NaN is NaN, so that keys a column does not see are left out one by one.
+inline void add_seen_keys(const ValueTile& values, const PanelMask& mask, int32_t first_key, const Run& run,
+                          const float* weights, float* sums) {
+  const int32_t end = run.end < values.num_keys ? run.end : values.num_keys;
+  for (int32_t key = run.begin; key < end; ++key) {
+    const I32 number = I32::set1(first_key + key), next = I32::set1(first_key + key + 1);
+    for (int v = run.first_vector; v < run.first_vector + run.num_vectors; ++v) {
+      const int column = first_column(v);
+      const Mask seen = (I32::load(mask.begin + column) < next) & (number < I32::load(mask.end + column));
+      const F32 weight = F32::load(weights + key * kPanel + column);
+      for (int64_t d = 0; d < values.head_dim; ++d) {
+        float* at = sums + d * kPanel + column;
+        const F32 value = F32::set1(values.strips[d / kStrip * values.stride + key * kStrip + d % kStrip]);
+        select(seen, fma(value, weight, F32::load(at)), F32::load(at)).store(at);
+      }
+    }
+  }
+}
+
+inline bool all_finite(const ValueTile& values) {
+  F32 differences = F32::zero();
+  for (int64_t d = 0; d < values.head_dim; d += kStrip) {
+    const float* strip = values.strips + d / kStrip * values.stride;
+    const int64_t count = values.num_keys * kStrip;
+    int64_t i = 0;
+    for (; i + F32::kLanes <= count; i += F32::kLanes) {
+      const F32 x = F32::load(strip + i);
+      differences = differences + (x - x);
+    }
+    if (i < count) {
+      const F32 x = F32::load_n(strip + i, count - i);
+      differences = differences + (x - x);
+    }
+  }
+  return differences.sum() == 0.0f;
+}
+
 inline void join_runs(const float* sums, int64_t head_dim, const F32 (&rescale)[kNV], float* outputs) {
   for (int64_t d = 0; d < head_dim; ++d) {
     FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {

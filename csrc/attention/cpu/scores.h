@@ -28,8 +28,9 @@ struct ScoreContext {
   float softcap_factor;
 };
 
-// Longer sums are cut into parts of this many products, so that rounding errors do not grow with the head dim.
+// Longer sums are cut into shorter parts, so that rounding errors do not grow with the head dim.
 inline constexpr int64_t kMostProducts = 128;
+inline constexpr int64_t kPartProducts = 64;
 
 // The scores of num_strips strips of kMR keys; raises most[v] to the largest of them.
 template <int NV>
@@ -79,10 +80,10 @@ FLAGATTN_INLINE void score_strip(const ScoreContext& context, const ScoreOperand
                                  float* scores, F32* most) {
   const float* keys = operands.keys + key * operands.key_stride;
   const float* queries = operands.queries + column;
-  int64_t n = context.head_dim < kMostProducts ? context.head_dim : kMostProducts;
+  int64_t n = context.head_dim <= kMostProducts ? context.head_dim : kPartProducts;
   score_strips<NV>(keys, operands.key_stride, 1, queries, n, scores, most);
   for (int64_t d = n; d < context.head_dim; d += n) {
-    n = context.head_dim - d < kMostProducts ? context.head_dim - d : kMostProducts;
+    n = context.head_dim - d < kPartProducts ? context.head_dim - d : kPartProducts;
     score_strip_further<NV>(keys + d, operands.key_stride, queries + d * kPanel, n, scores);
   }
 }
