@@ -12,15 +12,18 @@ from flagattn.attention import (
     scaled_dot_product_attention,
 )
 from flagattn.build_info import build_info, cpu_level
+from flagattn.explain import Explanation, explain
 from flagattn.merging import merge_attention_states
 from flagattn.norm import rms_norm
 from flagattn.piecewise import piecewise_attn_func, piecewise_attn_varlen_func
 from flagattn.rotary import apply_rotary
 
 __all__ = [
+    "Explanation",
     "apply_rotary",
     "build_info",
     "cpu_level",
+    "explain",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
     "flash_attn_qkvpacked_func",

@@ -39,4 +39,19 @@ Status run_attention_forward(const AttentionParams& params, const ParallelFor& p
   return Status::success();
 }
 
+int64_t attention_panel_columns() {
+  switch (cpu_level().level) {
+#if defined(FLAGATTN_HAS_AVX512)
+    case CpuLevel::kAvx512:
+      return avx512::attention_panel_columns();
+#endif
+#if defined(FLAGATTN_HAS_AVX2)
+    case CpuLevel::kAvx2:
+      return avx2::attention_panel_columns();
+#endif
+    default:
+      return scalar::attention_panel_columns();
+  }
+}
+
 }  // namespace flagattn::cpu

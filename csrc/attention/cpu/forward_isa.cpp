@@ -15,4 +15,6 @@ void attention_forward(const AttentionParams& params, const ParallelFor& paralle
       [](int64_t item, ForwardWorker& worker) { worker.run(item); });
 }
 
+int64_t attention_panel_columns() { return kPanel; }
+
 }  // namespace flagattn::FLAGATTN_ISA

@@ -1,0 +1,53 @@
+// How the CPU kernels would cut an attention problem; flagattn/explain.py turns it into sentences.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "attention/backward_schedule.h"
+#include "attention/cpu/attention.h"
+#include "attention/heuristics.h"
+#include "torch/executor.h"
+
+namespace flagattn {
+namespace {
+
+// Lines of name=value. For packed operands the lengths are the longest sequence's.
+std::string attention_plan(int64_t batch, int64_t heads_q, int64_t heads_k, int64_t seqlen_q, int64_t seqlen_k,
+                           int64_t head_dim, int64_t head_dim_v, bool piecewise) {
+  AttentionParams params;
+  params.batch = batch;
+  params.heads_q = heads_q;
+  params.heads_k = heads_k;
+  params.seqlen_q = seqlen_q;
+  params.seqlen_k = seqlen_k;
+  params.head_dim = head_dim;
+  params.head_dim_v = head_dim_v;
+  char present;
+  if (piecewise) params.q2.data = &present;
+
+  const int64_t threads = torch_threads().num_threads;
+  const int64_t panel = cpu::attention_panel_columns();
+  const CpuForwardConfig forward = cpu_forward_config(params, panel, threads);
+  const BackwardSplit backward = backward_split(seqlen_q, heads_q / heads_k);
+
+  std::string text;
+  const auto line = [&text](const char* name, int64_t value) {
+    text += std::string(name) + "=" + std::to_string(value) + "\n";
+  };
+  line("threads", threads);
+  line("panel_columns", panel);
+  line("forward_key_tile", kCpuKeyTile);
+  line("forward_columns_per_item", forward.columns_per_item);
+  line("forward_items", batch * heads_k * forward.items_per_group);
+  line("backward_key_tile", kBackwardKeyTile);
+  line("backward_columns_per_part", backward.columns_per_part);
+  line("backward_parts", batch * heads_k * backward.parts);
+  return text;
+}
+
+}  // namespace
+}  // namespace flagattn
+
+STABLE_TORCH_LIBRARY_IMPL(flagattn, CompositeExplicitAutograd, m) {
+  m.impl("attention_plan", TORCH_BOX(&flagattn::attention_plan));
+}

@@ -1,0 +1,167 @@
+"""Which kernel would run for given inputs, how it would cut the work, and why another would not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flagattn.activation
+import flagattn.attention
+import flagattn.norm
+import flagattn.piecewise
+import flagattn.rotary
+from flagattn.build_info import build_info
+
+CPU_LEVELS = ("scalar", "avx2", "avx512")
+
+_ATTENTION = {
+    name: getattr(flagattn.attention, name)
+    for name in (
+        "flash_attn_func",
+        "flash_attn_kvpacked_func",
+        "flash_attn_qkvpacked_func",
+        "flash_attn_varlen_func",
+        "flash_attn_varlen_kvpacked_func",
+        "flash_attn_varlen_qkvpacked_func",
+        "scaled_dot_product_attention",
+    )
+}
+_PIECEWISE = {
+    "piecewise_attn_func": flagattn.piecewise.piecewise_attn_func,
+    "piecewise_attn_varlen_func": flagattn.piecewise.piecewise_attn_varlen_func,
+}
+_FUSED: dict[str, Callable[..., Any]] = {
+    "rms_norm": flagattn.norm.rms_norm,
+    "swiglu": flagattn.activation.swiglu,
+    "apply_rotary": flagattn.rotary.apply_rotary,
+}
+_SOURCES = {"rms_norm": "csrc/norm/cpu", "swiglu": "csrc/activation/cpu", "apply_rotary": "csrc/rotary/cpu"}
+
+
+@dataclass
+class Explanation:
+    """The kernel by its folder and level, how it cuts the work, and for every other kernel why it is not taken."""
+
+    op: str
+    kernel: str
+    reason: str
+    details: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = [("kernel", f"{self.kernel}: {self.reason}"), *self.details.items()]
+        rows += [(f"not {name}", why) for name, why in self.others.items()]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([self.op, *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Tell which kernel a call would run, without running it.
+
+    Args:
+        op: a public function of flagattn or its name, for example `flagattn.flash_attn_func` or "rms_norm".
+        args, kwargs: what the function would be called with; tensors on any device, also "meta".
+
+    Returns:
+        `Explanation`; print it. The tiles of the CPU kernels are those for torch's present number of threads.
+
+    Raises:
+        ValueError: there is no such op. TypeError: the arguments do not fit its signature.
+
+    Not differentiable. Source: flagattn/explain.py, csrc/torch/attention_plan.cpp.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
+    function = {**_ATTENTION, **_PIECEWISE, **_FUSED}.get(name)
+    if function is None:
+        raise ValueError(f"op is {name!r}; it must be one of {', '.join([*_ATTENTION, *_PIECEWISE, *_FUSED])}")
+    arguments = inspect.signature(function).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    if name in _FUSED:
+        return _explain_fused(name, next(iter(arguments.arguments.values())))
+    return _explain_attention(name, arguments.arguments)
+
+
+def _explain_fused(name: str, x: Tensor) -> Explanation:
+    explanation = _on_device(name, _SOURCES[name], x)
+    if x.stride(-1) != 1:
+        explanation.details["copies"] = "the last dimension is not contiguous: the operand is copied first"
+    return explanation
+
+
+def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
+    operands = _attention_operands(name, arguments)
+    q, k, v = operands[0], operands[1], operands[-1]
+    explanation = _on_device(name, "csrc/attention/cpu", q)
+
+    copies = [f"head_dim {t.shape[-1]} is padded to a multiple of 8" for t in (q, v) if t.shape[-1] % 8 != 0]
+    if any(operand.stride(-1) != 1 for operand in operands):
+        copies.append("an operand's last dimension is not contiguous")
+    if copies:
+        explanation.details["copies"] = "; ".join(copies)
+    if q.device.type != "cpu":
+        return explanation
+
+    if q.dim() == 4:
+        batch, seqlen_q, seqlen_k = q.shape[0], q.shape[1], k.shape[1]
+    else:
+        one_for_both = "cu_seqlens" in arguments
+        batch = arguments["cu_seqlens" if one_for_both else "cu_seqlens_q"].shape[0] - 1
+        seqlen_q = arguments["max_seqlen" if one_for_both else "max_seqlen_q"]
+        seqlen_k = arguments["max_seqlen" if one_for_both else "max_seqlen_k"]
+    head_dims = [-(-tensor.shape[-1] // 8) * 8 for tensor in (q, v)]
+    sizes = (batch, q.shape[-2], k.shape[-2], seqlen_q, seqlen_k, *head_dims)
+    plan = dict(line.split("=") for line in torch.ops.flagattn.attention_plan(*sizes, name in _PIECEWISE).splitlines())
+    explanation.details["forward"] = (
+        f"{plan['forward_items']} work items of up to {plan['forward_columns_per_item']} query rows (heads of a group "
+        f"counted) for {plan['threads']} threads, {plan['panel_columns']} rows in the lanes, key tiles of "
+        f"{plan['forward_key_tile']}"
+    )
+    explanation.details["backward"] = (
+        f"{plan['backward_parts']} parts of up to {plan['backward_columns_per_part']} query rows, key tiles of "
+        f"{plan['backward_key_tile']}, the parts' shares of dk and dv summed in order"
+    )
+    return explanation
+
+
+def _attention_operands(name: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """q, k and what follows, with v last, in the kernels' layout."""
+    if name == "scaled_dot_product_attention":
+        return tuple(arguments[key].transpose(1, 2) for key in ("query", "key", "value"))
+    if "qkv" in arguments:
+        return tuple(arguments["qkv"].unbind(-3))
+    if "kv" in arguments:
+        return (arguments["q"], *arguments["kv"].unbind(-3))
+    keys = ("q1", "k1", "q2", "k2", "v") if name in _PIECEWISE else ("q", "k", "v")
+    return tuple(arguments[key] for key in keys)
+
+
+def _on_device(name: str, cpu_source: str, operand: Tensor) -> Explanation:
+    info = build_info()
+    device = operand.device.type
+    if device == "cpu":
+        explanation = Explanation(name, f"{cpu_source}, level {info.cpu_level}", info.cpu_level_reason)
+        chosen = CPU_LEVELS.index(info.cpu_level)
+        for index, level in enumerate(CPU_LEVELS):
+            if index < chosen:
+                explanation.others[f"level {level}"] = f"slower than {info.cpu_level}"
+            elif index > chosen:
+                built = level in info.cpu_levels
+                explanation.others[f"level {level}"] = info.cpu_level_reason if built else "not in this build"
+        explanation.others["CUDA"] = "the operands are on the CPU"
+        return explanation
+    if device == "cuda" and name in _ATTENTION:
+        return Explanation(
+            name,
+            "csrc/attention/cuda/sm80, forward only",
+            f"the operands are on {operand.device}; built for {', '.join(info.cuda_archs) or 'no architecture'}",
+            details={"backward": "none on CUDA: it raises"},
+            others={"CPU": "kernels never move operands between devices"},
+        )
+    return Explanation(
+        name, "none", f"the operands are on {operand.device}: the call would raise or, traced, do nothing"
+    )

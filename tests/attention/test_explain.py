@@ -1,0 +1,54 @@
+"""explain() names the kernel, its tiles, and why no other runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import flagattn
+
+
+def test_attention_on_the_cpu(cpu_level: str) -> None:
+    q, k = torch.randn(2, 100, 6, 60), torch.randn(2, 80, 2, 60)
+    explanation = flagattn.explain(flagattn.flash_attn_func, q, k, k, causal=True)
+    assert explanation.kernel == f"csrc/attention/cpu, level {cpu_level}"
+    assert "padded to a multiple of 8" in explanation.details["copies"]
+    assert "query rows" in explanation.details["forward"] and "key tiles" in explanation.details["backward"]
+    assert explanation.others["CUDA"] == "the operands are on the CPU"
+    assert str(explanation).startswith("flash_attn_func\n  kernel ")
+
+
+def test_every_form_is_explained() -> None:
+    x, packed = torch.randn(1, 9, 2, 16), torch.randn(9, 2, 16)
+    cu = torch.tensor([0, 4, 9], dtype=torch.int32)
+    plans = [
+        flagattn.explain("flash_attn_qkvpacked_func", torch.stack((x, x, x), 2)),
+        flagattn.explain("flash_attn_kvpacked_func", x, torch.stack((x, x), 2)),
+        flagattn.explain("flash_attn_func", x, x, x),
+        flagattn.explain("scaled_dot_product_attention", *[x.transpose(1, 2)] * 3),
+    ]
+    assert len({plan.details["forward"] for plan in plans}) == 1
+    plans = [
+        flagattn.explain("flash_attn_varlen_func", packed, packed, packed, cu, cu, 5, 5),
+        flagattn.explain("flash_attn_varlen_kvpacked_func", packed, torch.stack((packed, packed), 1), cu, cu, 5, 5),
+        flagattn.explain("flash_attn_varlen_qkvpacked_func", torch.stack((packed, packed, packed), 1), cu, 5),
+    ]
+    assert len({plan.details["forward"] for plan in plans}) == 1
+    assert flagattn.explain("piecewise_attn_func", x, x, x, x, x, 3).details["forward"]
+    assert flagattn.explain("piecewise_attn_varlen_func", *[packed] * 5, cu, cu, 5, 5, 3).details["forward"]
+
+
+def test_fused_ops() -> None:
+    x = torch.randn(4, 16)
+    assert "csrc/norm/cpu" in flagattn.explain(flagattn.rms_norm, x, torch.ones(16)).kernel
+    assert "copied first" in flagattn.explain(flagattn.swiglu, x.T, x.T).details["copies"]
+    assert flagattn.explain("apply_rotary", torch.randn(1, 4, 2, 8), torch.ones(4, 4), torch.ones(4, 4)).kernel
+
+
+def test_elsewhere_and_unknown() -> None:
+    q = torch.empty(1, 4, 2, 16, device="meta")
+    assert flagattn.explain("flash_attn_func", q, q, q).kernel == "none"
+    with pytest.raises(ValueError, match="op is 'matmul'; it must be one of flash_attn_func"):
+        flagattn.explain("matmul", q, q)
+    with pytest.raises(TypeError):
+        flagattn.explain("flash_attn_func", q)
