@@ -60,7 +60,7 @@ class BackwardWorker {
     const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
     const int64_t end = last.mask.end[last.num_vectors * F32::kLanes - 1];
     for (int64_t tile = scratch_.panels[0].mask.begin[0] / kBackwardKeyTile; tile * kBackwardKeyTile < end; ++tile) {
-      run_tile<T>(tile, (tile + 1) * kBackwardKeyTile >= end);
+      run_tile<T>(tile);
     }
     finish_block<T>(params_.dq, scratch_.near.dqueries);
     if (piecewise_) finish_block<T>(params_.dq2, scratch_.far.dqueries);
@@ -187,7 +187,7 @@ class BackwardWorker {
   // Key tiles ---------------------------------------------------------------------------------------------------------
 
   template <typename T>
-  void run_tile(int64_t tile, bool last_tile) {
+  void run_tile(int64_t tile) {
     const int64_t first = tile * kBackwardKeyTile, rest = part_.sequence.seqlen_k - first;
     first_key_ = static_cast<int32_t>(first);
     num_keys_ = static_cast<int32_t>(rest < kBackwardKeyTile ? rest : kBackwardKeyTile);
@@ -200,14 +200,7 @@ class BackwardWorker {
     if (far) far_ = {pack_tile<T>(forward_.k2, forward_.head_dim, tile, scratch_.far.keys), scratch_.far.keys.stride};
     values_ = {pack_tile<T>(forward_.v, forward_.head_dim_v, tile, scratch_.values), scratch_.values.stride};
 
-    for (int64_t i = 0; i < num_panels_; ++i) {
-      if (last_tile) {
-        prefetch_next_block<T>(scratch_.panels[i]);
-      } else {
-        prefetch_next_tile<T>(i);
-      }
-      run_panel(i);
-    }
+    for (int64_t i = 0; i < num_panels_; ++i) run_panel(i);
 
     const int64_t ld = round_up_to(forward_.head_dim, KeyGradients::kRowQuantum);
     const int64_t ld_v = round_up_to(forward_.head_dim_v, KeyGradients::kRowQuantum);
@@ -236,35 +229,6 @@ class BackwardWorker {
     return rows;
   }
 
-  // What is packed next lies in rows far apart, which no hardware prefetcher follows; packing would wait for every
-  // line.
-  template <typename T>
-  static void prefetch_row(const T* row, int64_t dim) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
-  }
-  template <typename T>
-  void prefetch_next_tile(int64_t panel) const {
-    const int64_t next = first_key_ + num_keys_, rest = part_.sequence.seqlen_k - next;
-    const int64_t rows = rest < kBackwardKeyTile ? rest : kBackwardKeyTile;
-    for (int64_t i = panel * rows / num_panels_; i < (panel + 1) * rows / num_panels_; ++i) {
-      prefetch_row(key_row<T>(forward_.k, next + i), forward_.head_dim);
-      if (piecewise_) prefetch_row(key_row<T>(forward_.k2, next + i), forward_.head_dim);
-      prefetch_row(key_row<T>(forward_.v, next + i), forward_.head_dim_v);
-    }
-  }
-  template <typename T>
-  void prefetch_next_block(const BackwardPanel& panel) const {
-    const int64_t before = panel.first_column - layout_.columns;  // blocks go from the last to the first
-    if (first_column_ == part_.first_column) return;
-    for (int64_t c = before; c < before + panel.num_vectors * F32::kLanes; ++c) {
-      const Column at = column(c);
-      prefetch_row(row_of<const T>(forward_.q, at), forward_.head_dim);
-      if (piecewise_) prefetch_row(row_of<const T>(forward_.q2, at), forward_.head_dim);
-      prefetch_row(row_of<const T>(params_.dout, at), forward_.head_dim_v);
-      prefetch_row(row_of<const T>(forward_.out, at), forward_.head_dim_v);
-    }
-  }
   template <typename T>
   const T* key_row(const HeadsView& view, int64_t key) const {
     return static_cast<const T*>(view.data) + part_.sequence.batch * view.batch_stride +
