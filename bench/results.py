@@ -73,4 +73,5 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def machines() -> list[str]:
-    return sorted(path.name for path in RESULTS.iterdir() if path.is_dir()) if RESULTS.is_dir() else []
+    """The machines that have result files; studies in folders below them do not count."""
+    return sorted({path.parent.name for path in RESULTS.glob("*/*.json")})
