@@ -169,6 +169,12 @@ FLAGATTN_INLINE void with_flag(bool flag, Body&& body) {
   }
 }
 
+// The same for one vector.
+template <typename T>
+FLAGATTN_INLINE F32 load_up_to(const T* p, int64_t n) {
+  return n == F32::kLanes ? F32::load(p) : F32::load_n(p, n);
+}
+
 // Calls body(i, n, u) for i = 0, kPairLanes, ...: n is kPairLanes but for a last, shorter pair, and u counts
 // 0 .. kUnroll - 1 within an unrolled step, so that a sum can be kept in kUnroll independent parts.
 template <int kUnroll = 1, typename Body>

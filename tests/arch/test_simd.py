@@ -1,4 +1,4 @@
-"""Every word of the SIMD wrapper against plain C++, at each ISA level; AVX-512 by emulation where the host lacks it."""
+"""The SIMD wrapper and the row-wise kernels against plain C++, at each ISA level; AVX-512 by emulation on other hosts."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ def host_flags() -> set[str]:
     return set()
 
 
+@pytest.mark.parametrize("program_name", ["simd_check", "fused_ops_check"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_simd_wrapper(level: str, tmp_path: Path) -> None:
+def test_every_level(level: str, program_name: str, tmp_path: Path) -> None:
     flags, needed = LEVELS[level]
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
     if needed and needed not in host_flags():
         pytest.skip(f"this host has no {needed}")
-    program = tmp_path / "simd_check"
+    program = tmp_path / program_name
     base = [compiler, "-O1", "-std=c++20", "-ffp-contract=off", "-fno-math-errno", f"-I{HERE.parents[1] / 'csrc'}"]
-    subprocess.run([*base, *flags, str(HERE / "simd_check.cpp"), "-o", str(program)], check=True)
+    subprocess.run([*base, *flags, str(HERE / f"{program_name}.cpp"), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -1,40 +1,48 @@
 // The rotation of one row's heads, one ISA level. The row's angles are widened to fp32 once and serve all its heads.
 #include "rotary/cpu/rotary_isa.h"
 
-#include "arch/vector_loop.h"
+#include "arch/vector_pair.h"
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {
 
-// Half-split pairs: `cos` and `sin` hold half_dim floats each.
-template <typename T>
-void rotate_halves(const T* x, T* y, const float* cos, const float* sin, int64_t half_dim) {
-  for_each_vector(half_dim, [&](int64_t i, int64_t n, int) {
-    const F32 first = load_up_to(x + i, n), second = load_up_to(x + half_dim + i, n);
-    const F32 c = load_up_to(cos + i, n), s = load_up_to(sin + i, n);
-    store_up_to(fms(first, c, second * s), y + i, n);
-    store_up_to(fma(second, c, first * s), y + half_dim + i, n);
-  });
-}
-
-// Neighbouring pairs: `cos` holds each cosine twice, `sin` each sine as (-s, s), so one formula serves both channels.
-template <typename T>
-void rotate_neighbours(const T* x, T* y, const float* cos, const float* sin, int64_t half_dim) {
-  for_each_vector(2 * half_dim, [&](int64_t i, int64_t n, int) {
-    const F32 pairs = load_up_to(x + i, n);
-    const F32 turned = fma(pairs, load_up_to(cos + i, n), swap_neighbours(pairs) * load_up_to(sin + i, n));
-    store_up_to(turned, y + i, n);
-  });
-}
-
+// The angles of one position: `cos` and `sin` have one float per column that the rotation steps over.
 struct Angles {
   const float* cos;
   const float* sin;
 };
 
-// The angles of `position` in the order that the rotation reads them.
-template <typename Table>
-Angles widen_angles(const RotaryParams& params, int64_t b, int64_t position, float* scratch) {
+// Half-split pairs: one column per angle, in the order of a Pair of T.
+template <typename T>
+void rotate_halves(const T* x, T* y, Angles angles, int64_t half_dim) {
+  for_each_pair(half_dim, [&](int64_t i, int64_t n, int) {
+    const Pair first = load_pair(x + i, n), second = load_pair(x + half_dim + i, n);
+    const Pair c = load_columns(angles.cos + i), s = load_columns(angles.sin + i);
+    store_pair(first * c - second * s, y + i, n);
+    store_pair(fma(second, c, first * s), y + half_dim + i, n);
+  });
+}
+
+// Neighbouring pairs. A Pair that splits even and odd elements holds `first` and `second` of kLanes rotations, whose
+// angles lie in order; else each cosine stands twice and each sine as (-s, s), so that one formula serves both
+// channels.
+template <typename T>
+void rotate_neighbours(const T* x, T* y, Angles angles, int64_t half_dim) {
+  for_each_pair(2 * half_dim, [&](int64_t i, int64_t n, int) {
+    const Pair pair = load_pair(x + i, n);
+    if constexpr (kSplitsEvenOdd<T>) {
+      const F32 c = F32::load(angles.cos + i / 2), s = F32::load(angles.sin + i / 2);
+      store_pair({pair.first * c - pair.second * s, fma(pair.second, c, pair.first * s)}, y + i, n);
+    } else {
+      const Pair swapped = {swap_neighbours(pair.first), swap_neighbours(pair.second)};
+      store_pair(fma(pair, load_columns(angles.cos + i), swapped * load_columns(angles.sin + i)), y + i, n);
+    }
+  });
+}
+
+// Widens the angles of `position` to fp32 and places them as the rotation of T reads them.
+template <typename T, typename Table>
+Angles place_angles(const RotaryParams& params, int64_t b, int64_t position, float* scratch) {
   const auto row_of_table = [&](const RotaryTable& table) {
     return static_cast<const Table*>(table.data) + b * table.batch_stride + position * table.row_stride;
   };
@@ -42,26 +50,33 @@ Angles widen_angles(const RotaryParams& params, int64_t b, int64_t position, flo
   const Table* sin = row_of_table(params.sin);
   const int64_t half_dim = params.half_dim;
   const F32 sign = F32::set1(params.conjugate ? -1.0f : 1.0f);
-  if (!params.interleaved) {
-    for_each_vector(half_dim, [&](int64_t i, int64_t n, int) {
-      store_up_to(load_up_to(cos + i, n), scratch + i, n);
-      store_up_to(load_up_to(sin + i, n) * sign, scratch + half_dim + i, n);
-    });
-    return {scratch, scratch + half_dim};
-  }
-  float* cos_twice = scratch;
-  float* sin_signed = scratch + 2 * half_dim;
-  for_each_vector(half_dim, [&](int64_t i, int64_t n, int) {
-    float c[kLanes], s[kLanes];
-    load_up_to(cos + i, n).store(c);
-    (load_up_to(sin + i, n) * sign).store(s);
-    for (int64_t lane = 0; lane < n; ++lane) {
-      cos_twice[2 * (i + lane)] = cos_twice[2 * (i + lane) + 1] = c[lane];
-      sin_signed[2 * (i + lane)] = -s[lane];
-      sin_signed[2 * (i + lane) + 1] = s[lane];
+  float* placed_cos = scratch;
+  float* placed_sin = scratch + rotary_scratch_size(params) / 2;
+  for (int64_t i = 0; i < half_dim; i += kPairLanes) {
+    const int64_t n = half_dim - i < kPairLanes ? half_dim - i : kPairLanes;
+    float c[kPairLanes] = {}, s[kPairLanes] = {};
+    for (int64_t lane = 0; lane < n; lane += F32::kLanes) {
+      const int64_t rest = n - lane < F32::kLanes ? n - lane : F32::kLanes;
+      load_up_to(cos + i + lane, rest).store(c + lane);
+      (load_up_to(sin + i + lane, rest) * sign).store(s + lane);
     }
-  });
-  return {cos_twice, sin_signed};
+    if (!params.interleaved) {
+      place_columns<T>(c, placed_cos + i);
+      place_columns<T>(s, placed_sin + i);
+      continue;
+    }
+    for (int64_t lane = 0; lane < kPairLanes; ++lane) {
+      if constexpr (kSplitsEvenOdd<T>) {
+        placed_cos[i + lane] = c[lane];
+        placed_sin[i + lane] = s[lane];
+      } else {
+        placed_cos[2 * (i + lane)] = placed_cos[2 * (i + lane) + 1] = c[lane];
+        placed_sin[2 * (i + lane)] = -s[lane];
+        placed_sin[2 * (i + lane) + 1] = s[lane];
+      }
+    }
+  }
+  return {placed_cos, placed_sin};
 }
 
 template <typename T>
@@ -71,9 +86,9 @@ void rotate_heads(const RotaryParams& params, int64_t b, int64_t s, Angles angle
   const bool in_place = params.x.data == params.y.data;
   for (int64_t h = 0; h < params.heads; ++h) {
     if (params.interleaved) {
-      rotate_neighbours(x, y, angles.cos, angles.sin, params.half_dim);
+      rotate_neighbours(x, y, angles, params.half_dim);
     } else {
-      rotate_halves(x, y, angles.cos, angles.sin, params.half_dim);
+      rotate_halves(x, y, angles, params.half_dim);
     }
     if (!in_place) {
       for (int64_t i = 2 * params.half_dim; i < params.head_dim; ++i) y[i] = x[i];
@@ -84,9 +99,12 @@ void rotate_heads(const RotaryParams& params, int64_t b, int64_t s, Angles angle
 }
 
 void rotate_row(const RotaryParams& params, int64_t b, int64_t s, int64_t position, float* scratch) {
-  const Angles angles = dispatch(
-      params.table_dtype, [&]<typename Table>(Table) { return widen_angles<Table>(params, b, position, scratch); });
-  dispatch(params.dtype, [&]<typename T>(T) { rotate_heads<T>(params, b, s, angles); });
+  dispatch(params.dtype, [&]<typename T>(T) {
+    const Angles angles = dispatch(params.table_dtype, [&]<typename Table>(Table) {
+      return place_angles<T, Table>(params, b, position, scratch);
+    });
+    rotate_heads<T>(params, b, s, angles);
+  });
 }
 
 }  // namespace

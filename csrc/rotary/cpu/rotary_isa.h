@@ -5,8 +5,8 @@
 
 namespace flagattn {
 
-// Floats of scratch a row needs for the widened cosines and sines.
-inline int64_t rotary_scratch_size(const RotaryParams& params) { return 4 * params.half_dim; }
+// Floats of scratch a row needs for its widened cosines and sines: two of each per angle, and whole vectors.
+constexpr int64_t rotary_scratch_size(const RotaryParams& params) { return 4 * ((params.half_dim + 31) / 32 * 32); }
 
 struct RotaryKernels {
   // Row (b, s) at `position`, which the caller has checked.

@@ -235,6 +235,7 @@ EMULATED float reduce_max_ps(__m512 a) {
 #define _mm512_loadu_ps avx512_emulation::loadu_ps
 #define _mm512_loadu_si512 avx512_emulation::loadu_si512
 #define _mm512_storeu_ps avx512_emulation::storeu_ps
+#define _mm512_stream_ps avx512_emulation::storeu_ps
 #define _mm512_maskz_loadu_ps avx512_emulation::maskz_loadu_ps
 #define _mm512_mask_storeu_ps avx512_emulation::mask_storeu_ps
 #define _mm256_maskz_loadu_epi16 avx512_emulation::maskz_loadu_epi16
