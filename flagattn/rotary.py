@@ -81,9 +81,7 @@ def _check_tables(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None)
             "or (batch, max_position, rotary_dim / 2) where x has a batch dimension"
         )
     if 2 * table[-1] > shape[-1]:
-        raise ValueError(
-            f"cos has shape {tuple(table)}, but x has head_dim {shape[-1]}; cos has at most half of it"
-        )
+        raise ValueError(f"cos has shape {tuple(table)}, but x has head_dim {shape[-1]}; cos has at most half of it")
     if positions is not None:
         _check_positions(x, positions)
     elif shape[-3] > table[-2]:

@@ -1,4 +1,4 @@
-"""The SIMD wrapper and the row-wise kernels against plain C++, at each ISA level; AVX-512 by emulation on other hosts."""
+"""The SIMD wrapper and the row-wise kernels against plain C++, at each ISA level; AVX-512 by emulation elsewhere."""
 
 from __future__ import annotations
 
