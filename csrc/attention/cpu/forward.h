@@ -56,9 +56,19 @@ class ForwardWorker {
     int64_t row;   // of the sequence
     int64_t head;  // of q
   };
-  Column column(int64_t panel, int c) const {
-    const int64_t number = item_.first_column + panel * kPanel + c;
-    return {number / group_, item_.head_k * group_ + number % group_};
+  struct Columns {
+    Column at[kPanel];
+  };
+  // Counted up from the first: a division per panel instead of several per column.
+  Columns columns_at(int64_t panel) const {
+    const int64_t number = item_.first_column + panel * kPanel, first_head = item_.head_k * group_;
+    Columns columns;
+    Column next{number / group_, first_head + number % group_};
+    for (Column& column : columns.at) {
+      column = next;
+      if (++next.head == first_head + group_) next = {next.row + 1, first_head};
+    }
+    return columns;
   }
   int columns_of(int64_t panel) const {
     const int64_t rest = num_columns_ - panel * kPanel;
@@ -77,21 +87,10 @@ class ForwardWorker {
     for (int64_t i = 0; i < output_size(); i += F32::kLanes) F32::zero().store(outputs + i);
   }
 
-  // Asks for the rows of a panel, to be read or overwritten, before the panel ahead of it is handled.
-  template <typename T, bool kWrite>
-  void prefetch_rows(const HeadsView& view, int64_t panel, int64_t dim) const {
-    if (panel >= num_panels_) return;
-    for (int c = 0; c < columns_of(panel); ++c) {
-      const T* row = row_of<const T>(view, column(panel, c));
-      for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + d, kWrite, 3);
-    }
-  }
-
   template <typename T>
-  void pack_queries(const HeadsView& view, int64_t panel, float* dst) const {
-    prefetch_rows<T, false>(view, panel + 1, params_.head_dim);
+  void pack_queries(const HeadsView& view, const Columns& columns, int count, float* dst) const {
     const T* rows[kPanel] = {};
-    for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<const T>(view, column(panel, c));
+    for (int c = 0; c < count; ++c) rows[c] = row_of<const T>(view, columns.at[c]);
     pack_columns(rows, params_.head_dim, query_factor_, dst);
   }
 
@@ -99,15 +98,17 @@ class ForwardWorker {
   KeyRange start_panels() {
     const MaskShape shape{sequence_.seqlen_q, sequence_.seqlen_k, params_.mask};
     for (int64_t panel = 0; panel < num_panels_; ++panel) {
+      const Columns columns = columns_at(panel);
+      const int count = columns_of(panel);
       dispatch(params_.dtype, [&]<typename T>(T) {
-        pack_queries<T>(params_.q, panel, scratch_.queries + panel * query_size());
-        if (params_.is_piecewise()) pack_queries<T>(params_.q2, panel, scratch_.far_queries + panel * query_size());
+        pack_queries<T>(params_.q, columns, count, scratch_.queries + panel * query_size());
+        if (params_.is_piecewise())
+          pack_queries<T>(params_.q2, columns, count, scratch_.far_queries + panel * query_size());
       });
       PanelMask& mask = scratch_.masks[panel];
-      const int last = columns_of(panel) - 1;
       for (int c = 0; c < kPanel; ++c) {
         // Columns that pad the panel repeat the last one's mask: they add no edge.
-        const int64_t row = column(panel, c < last ? c : last).row;
+        const int64_t row = columns.at[c < count ? c : count - 1].row;
         const KeyRange keys = shape.keys_of_row(row);
         mask.begin[c] = static_cast<int32_t>(keys.begin);
         mask.end[c] = static_cast<int32_t>(keys.end);
@@ -238,16 +239,16 @@ class ForwardWorker {
 
   void finish_panel(int64_t panel) const {
     const PanelStatistics& statistics = scratch_.statistics[panel];
+    const Columns columns = columns_at(panel);
     alignas(64) float normalisers[kPanel];
     for (int c = 0; c < kPanel; ++c) normalisers[c] = normaliser(statistics, c);
     dispatch(params_.dtype, [&]<typename T>(T) {
-      prefetch_rows<T, true>(params_.out, panel + 1, params_.head_dim_v);
       T* rows[kPanel] = {};
-      for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<T>(params_.out, column(panel, c));
+      for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<T>(params_.out, columns.at[c]);
       unpack_columns(scratch_.outputs + panel * output_size(), params_.head_dim_v, normalisers, rows);
     });
     for (int c = 0; c < columns_of(panel); ++c) {
-      const Column at = column(panel, c);
+      const Column& at = columns.at[c];
       params_.lse.data[sequence_.batch * params_.lse.batch_stride + at.head * params_.lse.head_stride +
                        sequence_.first_q + at.row] = log_sum_exp(statistics, c, natural_factor_);
     }
