@@ -33,11 +33,8 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-// 2^x within 1.1e-7 relative; exact at integers; 0 below -126, so denormal results are flushed. NaN stays NaN.
-FLAGATTN_INLINE F32 exp2(F32 x) {
-  // x = n + f with |f| <= 1/2; 2^f by a polynomial that is exactly 1 at 0 (minimax in relative error).
-  const F32 n = round(x);
-  const F32 f = x - n;
+// 2^(n + f) for integral n and |f| <= 1/2: 2^f by a polynomial that is exactly 1 at 0 (minimax in relative error).
+FLAGATTN_INLINE F32 exp2_of_parts(F32 n, F32 f) {
   F32 p = F32::set1(1.326472731e-03f);
   p = fma(p, f, F32::set1(9.671512991e-03f));
   p = fma(p, f, F32::set1(5.550733581e-02f));
@@ -45,6 +42,20 @@ FLAGATTN_INLINE F32 exp2(F32 x) {
   p = fma(p, f, F32::set1(6.931470037e-01f));
   p = fma(p, f, F32::set1(1.0f));
   return scale_by_power_of_two(p, n);
+}
+
+// 2^x within 1.1e-7 relative; exact at integers; 0 below -126, so denormal results are flushed. NaN stays NaN.
+FLAGATTN_INLINE F32 exp2(F32 x) {
+  const F32 n = round(x);
+  return exp2_of_parts(n, x - n);
+}
+
+// e^x; 0 where the result would be denormal. x log2(e) is not rounded before its integral part is taken off (where the
+// level has a fused multiply-add): the error does not grow with x as that of exp2(x * log2e) does.
+FLAGATTN_INLINE F32 exp(F32 x) {
+  const F32 log2e = F32::set1(1.44269504089f);
+  const F32 n = round(x * log2e);
+  return exp2_of_parts(n, fms(x, log2e, n));
 }
 
 // tanh(x) = 1 - 2 / (e^2x + 1); by its Taylor polynomial near 0, where that difference would cancel.

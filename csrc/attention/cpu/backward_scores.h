@@ -52,18 +52,18 @@ FLAGATTN_KERNEL void multiply_strip_of_keys(const float* rows, int64_t stride, c
 }
 
 // Longer sums are cut, so that rounding errors do not grow with the head dim.
-inline constexpr int64_t kMostProducts = 128;
+inline constexpr int64_t kMostTerms = 64;
 
 template <int NV>
 FLAGATTN_INLINE void multiply_keys(const TileProduct& product, int32_t key, int column, float* dst) {
   const float* rows = product.rows + key * product.stride;
   const float* columns = product.columns + column;
   const int64_t dim = product.dim;
-  multiply_strip_of_keys<NV, false>(rows, product.stride, columns, dim < kMostProducts ? dim : kMostProducts, dst);
-  for (int64_t d = kMostProducts; d < dim; d += kMostProducts) {
+  multiply_strip_of_keys<NV, false>(rows, product.stride, columns, dim < kMostTerms ? dim : kMostTerms, dst);
+  for (int64_t d = kMostTerms; d < dim; d += kMostTerms) {
     const int64_t rest = dim - d;
     multiply_strip_of_keys<NV, true>(rows + d, product.stride, columns + d * kPanel,
-                                     rest < kMostProducts ? rest : kMostProducts, dst);
+                                     rest < kMostTerms ? rest : kMostTerms, dst);
   }
 }
 
@@ -72,8 +72,8 @@ FLAGATTN_INLINE void multiply_keys(const TileProduct& product, int32_t key, int 
 inline void finish_delta(const float* douts, const float* outs, int64_t dim, float* dst) {
   for (int column = 0; column < kPanel; column += F32::kLanes) {
     F32 total = F32::zero();
-    for (int64_t first = 0; first < dim; first += kMostProducts) {
-      const int64_t end = dim - first < kMostProducts ? dim : first + kMostProducts;
+    for (int64_t first = 0; first < dim; first += kMostTerms) {
+      const int64_t end = dim - first < kMostTerms ? dim : first + kMostTerms;
       F32 sum = F32::zero();
       for (int64_t d = first; d < end; ++d) {
         sum = fma(F32::load(outs + d * kPanel + column), F32::load(douts + d * kPanel + column), sum);
@@ -105,11 +105,6 @@ FLAGATTN_INLINE void multiply_strip(const GradientContext& context, StripKind ki
                     (kind == StripKind::kFar ? context.far_dscores : context.near_dscores) + at);
 }
 
-// The exponent is formed in natural units, exact where P is near 1, and only then turned to base 2.
-FLAGATTN_INLINE F32 weight_of(F32 score, F32 factor, F32 lse) {
-  return exp2(fms(score, factor, lse) * F32::set1(1.44269504089f));
-}
-
 // P and dS of keys [begin, end) that all columns see, without softcap: nearly all of them.
 template <int NV>
 FLAGATTN_KERNEL void weigh_clear_keys(const BackwardPanel& panel, float factor, int32_t begin, int32_t end, int column,
@@ -123,7 +118,7 @@ FLAGATTN_KERNEL void weigh_clear_keys(const BackwardPanel& panel, float factor, 
   for (int64_t at = begin * kPanel + column; at < end * kPanel; at += kPanel) {
     FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
       float *weight = weights + at + v * F32::kLanes, *dscore = dscores + at + v * F32::kLanes;
-      const F32 p = weight_of(F32::load(weight), scale, lse[v]);
+      const F32 p = exp(fms(F32::load(weight), scale, lse[v]));
       p.store(weight);
       (p * (F32::load(dscore) - delta[v])).store(dscore);
     }
@@ -152,7 +147,7 @@ FLAGATTN_KERNEL void weigh_edge_strip(const GradientContext& context, const Back
         score = tanh(score * F32::set1(context.softcap_factor));
         slope = one - score * score;
       }
-      const F32 p = select(seen, weight_of(score, F32::set1(context.factor), lse), zero);
+      const F32 p = select(seen, exp(fms(score, F32::set1(context.factor), lse)), zero);
       p.store(context.weights + at);
       float* dscores = kind == StripKind::kFar ? context.far_dscores : context.near_dscores;
       const F32 ds = select(seen, p * (F32::load(dscores + at) - delta) * slope, zero);
