@@ -54,8 +54,9 @@ def train_and_report(options: Options) -> Result:
         read_metrics(folder), curve, f"{folder.name}: loss over {result.progress.tokens:,} training tokens"
     )
     if result.stopped_by is not None:
-        print(f"stopped after step {result.progress.step}; run the same command again to continue")
-    print_heldout(result)
+        print(f"stopped after step {result.progress.step}; aquila2 train {folder / 'config.yaml'} goes on")
+    else:
+        print_heldout(result)
     print(f"loss curve   {curve}")
     print(f"checkpoint   {result.checkpoint}")
     return result

@@ -187,7 +187,7 @@ def test_sigterm_saves_and_the_same_command_continues(text_folder: Path, tmp_pat
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "run the same command again to continue" in out
+    assert f"aquila2 train {folder / 'config.yaml'} goes on" in out
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
     assert checkpoint_fault(checkpoint) is None
     step = json.loads((checkpoint / "state.json").read_text())["step"]
