@@ -142,12 +142,15 @@ class ForwardWorker {
             params_.is_piecewise() && scratch_.masks[num_panels_ - 1].far_end[kPanel - 1] > first};
   }
 
-  // Keys that need neither widening nor padding are read where they lie.
-  bool keys_in_place(const Tile& tile) const {
-    return params_.dtype == DType::kFloat32 && tile.num_keys % kMR == 0 && params_.head_dim == head_dim_;
+  // Keys that need neither widening nor padding are read where they lie, unless their rows are so far apart that every
+  // panel would walk through a page per key.
+  bool keys_in_place(const Tile& tile, const HeadsView& view) const {
+    constexpr int64_t kMostStride = 2048 / sizeof(float);
+    return params_.dtype == DType::kFloat32 && view.row_stride <= kMostStride && tile.num_keys % kMR == 0 &&
+           params_.head_dim == head_dim_;
   }
   ScoreOperands key_operands(const Tile& tile, const HeadsView& view, const float* packed) const {
-    if (keys_in_place(tile)) return {key_row<float>(view, tile.first), view.row_stride, nullptr};
+    if (keys_in_place(tile, view)) return {key_row<float>(view, tile.first), view.row_stride, nullptr};
     return {packed, head_dim_, nullptr};
   }
 
@@ -157,8 +160,8 @@ class ForwardWorker {
         pack_rows(key_row<T>(view, tile.first), view.row_stride, tile.num_keys, strip_ceil(tile.num_keys),
                   params_.head_dim, dst, head_dim_);
       };
-      if (tile.any_near && !keys_in_place(tile)) pack_keys(params_.k, scratch_.keys);
-      if (tile.any_far && !keys_in_place(tile)) pack_keys(params_.k2, scratch_.far_keys);
+      if (tile.any_near && !keys_in_place(tile, params_.k)) pack_keys(params_.k, scratch_.keys);
+      if (tile.any_far && !keys_in_place(tile, params_.k2)) pack_keys(params_.k2, scratch_.far_keys);
       pack_strips(key_row<T>(params_.v, tile.first), params_.v.row_stride, tile.num_keys, params_.head_dim_v,
                   scratch_.values, strip_stride(kCpuKeyTile));
     });
