@@ -10,6 +10,7 @@ DATA ?=
 DEMO_ARGS ?= $(if $(DATA),--data '$(DATA)')
 BENCH_ARGS ?=
 SHELL := /bin/bash
+export FLAGATTN_WERROR ?= ON
 .DEFAULT_GOAL := build
 
 # The environment: torch comes first and alone, so that nothing else chooses another one.

@@ -1,6 +1,7 @@
 """Builds the C++ and CUDA libraries with CMake and Ninja; pyproject.toml holds everything else.
 
-Environment: FLAGATTN_CUDA=AUTO|ON|OFF, FLAGATTN_CUDA_ARCHS (CMake's notation), MAX_JOBS, CMAKE_ARGS.
+Environment: FLAGATTN_CUDA=AUTO|ON|OFF, FLAGATTN_WERROR=ON|OFF,
+FLAGATTN_CUDA_ARCHS (CMake's notation), MAX_JOBS, CMAKE_ARGS.
 """
 
 import fcntl
@@ -84,6 +85,7 @@ class CMakeBuild(build_ext):
             "FLAGATTN_TORCH_VERSION": torch.__version__,
             "FLAGATTN_COPY_TO": str(ROOT / "flagattn") if self.is_in_place() else "",
             "FLAGATTN_CUDA": os.environ.get("FLAGATTN_CUDA", "AUTO").upper(),
+            "FLAGATTN_WERROR": os.environ.get("FLAGATTN_WERROR", "OFF").upper(),
         }
         if "FLAGATTN_CUDA_ARCHS" in os.environ:
             settings["FLAGATTN_CUDA_ARCHS"] = os.environ["FLAGATTN_CUDA_ARCHS"]

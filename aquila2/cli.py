@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from aquila2.training.sources import read_documents
 from aquila2.training.trainer import Result, train
 
 RECIPES = Path(__file__).parent / "recipes"
+# The console script beside the running Python, so that a printed command works without activating the environment.
+COMMAND = Path(sys.executable).with_name("aquila2")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ModuleNotFoundError, NotImplementedError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:
         print(f"aquila2 {parsed.command}: {error}", file=sys.stderr)
         return 2
 
@@ -54,7 +57,8 @@ def train_and_report(options: Options) -> Result:
         read_metrics(folder), curve, f"{folder.name}: loss over {result.progress.tokens:,} training tokens"
     )
     if result.stopped_by is not None:
-        print(f"stopped after step {result.progress.step}; aquila2 train {folder / 'config.yaml'} goes on")
+        command = shlex.join([str(COMMAND), "train", str(folder / "config.yaml")])
+        print(f"stopped after step {result.progress.step}; {command} goes on")
     else:
         print_heldout(result)
     print(f"loss curve   {curve}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from aquila2.cli import RECIPES, train_and_report
+from aquila2.cli import COMMAND, RECIPES, train_and_report
 from aquila2.generate import generate
 from aquila2.kernel_report import kernel_report
 from aquila2.sampling import Sampling
@@ -56,7 +56,7 @@ def run_demo(data: str | None, folder: Path, overrides: Sequence[str] = ()) -> i
     for line in kernel_report():
         print(f"   {line}", flush=True)
     print(
-        f"\nDone in {time.perf_counter() - started:.0f} s. More text from the model: aquila2 generate {folder} 'def '"
+        f"\nDone in {time.perf_counter() - started:.0f} s. More text from the model: {COMMAND} generate {folder} 'def '"
     )
     return None
 

@@ -13,7 +13,7 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
 add_library(flagattn_flags INTERFACE)
 target_include_directories(flagattn_flags INTERFACE "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
 target_compile_options(flagattn_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -ffp-contract=off -fno-math-errno>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra $<$<BOOL:${FLAGATTN_WERROR}>:-Werror> -ffp-contract=off -fno-math-errno>)
 
 # The stable ABI of torch 2.11: with this target torch's unstable headers refuse to be included.
 add_library(flagattn_torch INTERFACE)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
+BEYOND = 2**40  # longer than any sequence: windows and thresholds are cut off here
 
 _DENSE = "(batch, seqlen, heads, head_dim)"
 _PACKED = "(total, heads, head_dim)"
@@ -117,6 +118,8 @@ def check_packing(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: Any,
             raise ValueError(f"{name} is on {cu_seqlens.device}, but q is on {q.device}; their devices must be equal")
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
             raise ValueError(f"{name} has shape {_shape(cu_seqlens)}; it must be (batch + 1,)")
+        if cu_seqlens.stride(0) != 1:
+            raise ValueError(f"{name} has the stride {cu_seqlens.stride(0)}; it must be contiguous")
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError(
             f"cu_seqlens_q has shape {_shape(cu_seqlens_q)}, but cu_seqlens_k has {_shape(cu_seqlens_k)}; "
@@ -141,7 +144,7 @@ def window_bounds(window_size: Any, causal: bool) -> tuple[int, int]:
         raise TypeError(f"window_size is {window_size!r}; it must be a pair of integers") from None
     if left < -1 or right < -1:
         raise ValueError(f"window_size is {(left, right)}; each side must be >= 0, or -1 for no bound")
-    return left, 0 if causal else right
+    return min(left, BEYOND), 0 if causal else min(right, BEYOND)
 
 
 def scale_or_default(softmax_scale: float | None, head_dim: int) -> float:
@@ -171,12 +174,21 @@ def refuse_unsupported(dropout_p: float, alibi_slopes: object, sinks: object, bl
         raise NotImplementedError("block_table is given; paged keys and values are not implemented, so it must be None")
 
 
+def under_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
+    """The operands in autocast's dtype where it is on; else, and where they are no tensors, as they are."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        kind = operands[0].device.type if isinstance(operands[0], Tensor) else ""
+        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            return tuple(
+                operand.to(dtype) if isinstance(operand, Tensor) and operand.dtype in DTYPES else operand
+                for operand in operands
+            )
+    return operands
+
+
 def prepared(*operands: Tensor) -> tuple[Tensor, ...]:
-    """The operands in autocast's dtype where it is on, with contiguous last dimensions."""
-    kind = operands[0].device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        operands = tuple(operand.to(dtype) for operand in operands)
+    """The operands with contiguous last dimensions."""
     for operand in operands:
         if operand.stride(-1) != 1:
             return tuple(rows_contiguous(operand) for operand in operands)
@@ -200,6 +212,7 @@ def promoted_under_autocast(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
         isinstance(first, Tensor)
         and isinstance(second, Tensor)
         and first.dtype != second.dtype
+        and first.device.type in ("cpu", "cuda")
         and torch.is_autocast_enabled(first.device.type)
     ):
         wide = torch.promote_types(first.dtype, second.dtype)

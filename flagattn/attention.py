@@ -28,6 +28,7 @@ from flagattn._checks import (
     prepared,
     refuse_unsupported,
     scale_or_default,
+    under_autocast,
     window_bounds,
 )
 
@@ -331,6 +332,7 @@ def _dense(
     softcap: float,
     names: tuple[str, str, str] = _NAMES,
 ) -> tuple[Tensor, Tensor]:
+    q, k, v = under_autocast(q, k, v)
     seqlen_q, seqlen_k, head_dim, head_dim_v = check_dense_operands(q, k, v, names)
     left, right = window_bounds(window_size, causal)
     scale = scale_or_default(softmax_scale, head_dim)
@@ -352,6 +354,7 @@ def _packed(
     window_size: tuple[int, int],
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
+    q, k, v = under_autocast(q, k, v)
     head_dim, head_dim_v = check_packed_operands(q, k, v, _NAMES)
     check_packing(*packing, q)
     left, right = window_bounds(window_size, causal)

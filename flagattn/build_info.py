@@ -17,7 +17,6 @@ OPTIONAL_PACKAGES = {
     "safetensors": "train",
     "yaml": "train",
     "tensorboard": "train",
-    "matplotlib": "train",
     "pyarrow": "train",
 }
 

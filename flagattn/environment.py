@@ -45,6 +45,9 @@ ENVIRONMENT = (
         "every arch that has kernels",
         "CUDA architectures to build for.",
     ),
+    EnvironmentVariable(
+        "FLAGATTN_WERROR", "build", "ON, OFF", "OFF; make sets ON", "Whether a compiler's warning ends the build."
+    ),
     EnvironmentVariable("MAX_JOBS", "build", "a number", "the number of cores", "Compile jobs at once."),
     EnvironmentVariable("CMAKE_ARGS", "build", "CMake arguments", "none", "Passed on to CMake."),
     EnvironmentVariable("CXX", "build", "a C++ compiler", "c++", "The compiler."),

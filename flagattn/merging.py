@@ -36,9 +36,11 @@ def merge_attention_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tu
     shifted = stacked.masked_fill(all_empty, 0.0)
     lse = torch.logsumexp(shifted, dim=0)
     weights = torch.exp(shifted - lse).masked_fill(empty, 0.0).transpose(-1, -2).unsqueeze(-1)
-    merged = weights[0] * outs[0]
-    for weight, out in zip(weights[1:], outs[1:]):
-        merged = torch.addcmul(merged, weight, out.float())
+    # A part that saw no key has no say, whatever its rows hold.
+    unseen = empty.transpose(-1, -2).unsqueeze(-1)
+    merged = weights[0] * outs[0].float().masked_fill(unseen[0], 0.0)
+    for weight, out, hidden in zip(weights[1:], outs[1:], unseen[1:]):
+        merged = torch.addcmul(merged, weight, out.float().masked_fill(hidden, 0.0))
     return merged.to(outs[0].dtype), lse.masked_fill(all_empty, -math.inf)
 
 

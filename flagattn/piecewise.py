@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flagattn._attention_ops import piecewise_op
 from flagattn._checks import (
+    BEYOND,
     check_dense_operands,
     check_integer,
     check_packed_operands,
@@ -30,6 +31,7 @@ from flagattn._checks import (
     prepared,
     refuse_unsupported,
     scale_or_default,
+    under_autocast,
     window_bounds,
 )
 
@@ -76,6 +78,7 @@ def piecewise_attn_func(
     Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
     """
     refuse_unsupported(0.0, None, sinks)
+    q1, k1, q2, k2, v = under_autocast(q1, k1, q2, k2, v)
     seqlen_q, seqlen_k, *head_dims = check_dense_operands(q1, k1, v, _NAMES)
     packing = (None, None, seqlen_q, seqlen_k)
     out, lse = _call(q1, k1, q2, k2, v, packing, head_dims, dist_threshold, softmax_scale, causal, window_size, softcap)
@@ -126,6 +129,7 @@ def piecewise_attn_varlen_func(
     Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
     """
     refuse_unsupported(0.0, None, sinks)
+    q1, k1, q2, k2, v = under_autocast(q1, k1, q2, k2, v)
     head_dims = check_packed_operands(q1, k1, v, _NAMES)
     check_packing(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q1)
     packing = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
@@ -151,6 +155,8 @@ def _call(
     check_same_as(k2, "k2", k1, "k1")
     check_integer(dist_threshold, "dist_threshold")
     check_softcap(softcap)
+    if isinstance(dist_threshold, int):
+        dist_threshold = max(-BEYOND, min(dist_threshold, BEYOND))
     left, right = window_bounds(window_size, causal)
     head_dim, head_dim_v = head_dims
     scale = scale_or_default(softmax_scale, head_dim)

@@ -127,9 +127,10 @@ class Options:
                 self.schedule.kind in ("cosine", "wsd"),
                 f"schedule.kind must be cosine or wsd, got {self.schedule.kind!r}",
             ),
+            (self.train.samples > 0, f"train.samples must be at least 1, got {self.train.samples}"),
             (self.batch.micro > 0, f"batch.micro must be at least 1, got {self.batch.micro}"),
             (
-                self.batch.size > 0 and self.batch.size % self.batch.micro == 0,
+                self.batch.micro > 0 and self.batch.size > 0 and self.batch.size % self.batch.micro == 0,
                 f"batch.size must be a multiple of batch.micro ({self.batch.micro}), got {self.batch.size}",
             ),
             (
@@ -175,8 +176,9 @@ def load_options(path: Path | str, overrides: Sequence[str] = ()) -> Options:
     Raises:
         ValueError: An unknown option, a value of the wrong type, or values that do not fit together.
     """
-    with Path(path).open(encoding="utf-8") as file:
-        entries = yaml.safe_load(file) or {}
+    entries = _parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} must hold sections with options, got {entries!r:.60}")
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -187,8 +189,15 @@ def load_options(path: Path | str, overrides: Sequence[str] = ()) -> Options:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise ValueError(f"{key} is not an option: {section} is not a section")
-        place[last] = yaml.safe_load(text)
+        place[last] = _parse_yaml(text, key)
     return parse_options(entries)
+
+
+def _parse_yaml(text: str, place: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{place} is no YAML: {' '.join(str(error).split())}") from None
 
 
 def parse_options(entries: Mapping[str, Any]) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -32,6 +33,8 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
+        # os.write: a handler may interrupt a print.
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".js", ".ts", ".java", ".go", ".rs", ".sh", ".html", ".tex")  # fmt: skip  # noqa: E501
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
@@ -60,12 +60,20 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
+def _parse_json(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is no JSON: {error.msg} at column {error.colno}") from None
+
+
 def _read_file(file: Path, name: str) -> Iterator[Document]:
     if file.suffix == ".jsonl":
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield Document(f"{name}:{number}", _text_of(json.loads(line), f"{file}, line {number}"))
+                    place = f"{file}, line {number}"
+                    yield Document(f"{name}:{number}", _text_of(_parse_json(line, place), place))
     elif file.suffix == ".parquet":
         yield from _read_parquet(file, name)
     elif file.suffix in TEXT_SUFFIXES:

@@ -61,7 +61,7 @@ FLAGATTN_INLINE F32 exp(F32 x) {
 // tanh(x) = 1 - 2 / (e^2x + 1); by its Taylor polynomial near 0, where that difference would cancel.
 FLAGATTN_INLINE F32 tanh(F32 x) {
   const F32 one = F32::set1(1.0f);
-  const F32 e = exp2(min(x, F32::set1(20.0f)) * F32::set1(2.885390082f));
+  const F32 e = exp2(min(F32::set1(20.0f), x) * F32::set1(2.885390082f));  // the second operand where x is NaN
   const F32 far = one - F32::set1(2.0f) / (e + one);
   const F32 x2 = x * x;
   F32 p = F32::set1(62.0f / 2835.0f);

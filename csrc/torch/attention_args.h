@@ -1,6 +1,9 @@
 // The arguments that all attention ops share: checked, and written into AttentionParams. Serves CPU and CUDA.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "attention/params.h"
 #include "torch/tensor_utils.h"
 
@@ -107,10 +110,9 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
     params.batch = cu_q.sizes[0] - 1;
     params.total_q = q.sizes[0];
     params.total_k = k.sizes[0];
-    params.seqlen_q = args.max_seqlen_q;
-    params.seqlen_k = args.max_seqlen_k;
-    params.total_q = q.sizes[0];
-    params.total_k = k.sizes[0];
+    // Callers may give any upper bound; work is divided by it.
+    params.seqlen_q = std::min(args.max_seqlen_q, params.total_q);
+    params.seqlen_k = std::min(args.max_seqlen_k, params.total_k);
     check(cu_k.sizes[0] == cu_q.sizes[0], op, "cu_seqlens_k has ", cu_k.sizes[0], " elements, but cu_seqlens_q has ",
           cu_q.sizes[0], "; both must have batch + 1.");
     check(args.max_seqlen_q >= 0 && args.max_seqlen_k >= 0, op, "max_seqlen_q is ", args.max_seqlen_q,
@@ -159,9 +161,16 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
   check(args.window_left >= -1 && args.window_right >= -1, op, "the window is (", args.window_left, ", ",
         args.window_right, "); each side must be -1 (unbounded) or not negative.");
   check(args.softcap >= 0.0, op, "softcap is ", args.softcap, "; it must be 0 (off) or positive.");
-  params.mask = {args.window_left, args.window_right};
+  // Distances beyond any sequence are all alike; cut off, sums with them stay far from overflow.
+  constexpr int64_t kBeyond = int64_t{1} << 40;
+  params.mask = {std::min(args.window_left, kBeyond), std::min(args.window_right, kBeyond)};
+  params.dist_threshold = std::clamp(params.dist_threshold, -kBeyond, kBeyond);
   params.softmax_scale = static_cast<float>(args.softmax_scale);
   params.softcap = static_cast<float>(args.softcap);
+  check(std::isfinite(params.softmax_scale), op, "softmax_scale is ", args.softmax_scale,
+        "; it must be finite in fp32.");
+  check(std::isfinite(params.softcap) && (params.softcap > 0.0f) == (args.softcap > 0.0), op, "softcap is ",
+        args.softcap, "; it must be 0 (off), or positive and finite in fp32.");
   return params;
 }
 

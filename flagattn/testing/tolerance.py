@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 
-def assert_close_to_oracle(ours: Tensor, plain: Tensor, ref64: Tensor, name: str = "result") -> None:
-    """max|ours - ref64| <= 2 max|plain - ref64| + tiny, and the same for the relative L2 norm.
+def assert_close_to_oracle(
+    ours: Tensor, plain: Tensor, ref64: Tensor, name: str = "result", excess: float = 1.0
+) -> None:
+    """max|ours - ref64| <= excess * (2 max|plain - ref64| + tiny), and the same for the relative L2 norm.
 
     tiny is 2 eps max|ref64| (2 eps for the relative norm), with eps of ours' dtype. Positions of -inf, +inf and NaN
-    must be the oracle's; they are compared first and take no part in the norms.
+    must be the oracle's; they are compared first and take no part in the norms. `excess` is 1 but for results that are
+    documented to exceed the contract.
     """
     assert ours.shape == ref64.shape, f"{name}: shape {tuple(ours.shape)}, the oracle's is {tuple(ref64.shape)}"
     assert plain.shape == ref64.shape, f"{name}: plain has shape {tuple(plain.shape)}, not {tuple(ref64.shape)}"
@@ -33,7 +36,7 @@ def assert_close_to_oracle(ours: Tensor, plain: Tensor, ref64: Tensor, name: str
         return
 
     eps = torch.finfo(ours.dtype).eps
-    allowed = 2.0 * plain_error.max() + 2.0 * eps * size.max()
+    allowed = excess * (2.0 * plain_error.max() + 2.0 * eps * size.max())
     if error.max() > allowed:
         where = _at(ours64, plain64, ref64, error == error.max())
         raise AssertionError(
@@ -52,14 +55,17 @@ def assert_close_to_oracle(ours: Tensor, plain: Tensor, ref64: Tensor, name: str
 
 
 def assert_all_close_to_oracle(
-    ours: Mapping[str, Tensor], plain: Mapping[str, Tensor], ref64: Mapping[str, Tensor]
+    ours: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    ref64: Mapping[str, Tensor],
+    excess: Mapping[str, float] | None = None,
 ) -> None:
     """`assert_close_to_oracle` for every result the oracle has."""
     assert set(ours) == set(ref64), f"results {sorted(ours)}, the oracle has {sorted(ref64)}"
     failures = []
     for name in ref64:
         try:
-            assert_close_to_oracle(ours[name], plain[name], ref64[name], name)
+            assert_close_to_oracle(ours[name], plain[name], ref64[name], name, (excess or {}).get(name, 1.0))
         except AssertionError as failure:
             failures.append(str(failure))
     assert not failures, "\n".join(failures)

@@ -22,12 +22,10 @@ from flagattn.testing import (
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Over the rule in one or two elements, by up to 1.6 times; docs/numerics.md lists them. Not strict: whether they exceed
-# it depends on how the host's matrix library sums what `plain` is made of.
-OVER_THE_RULE = {
-    "one_row_many_keys": "dk: scores are one chain of 64 products, where plain's single row is summed in short pieces",
-    "all_far_zero": "dq2: the same, at the scalar level, which has no fused multiply-add",
-}
+# Results whose fp32 error may be this many times what the rule allows; docs/numerics.md names them. Our scores are one
+# chain of products over the head dim, where plain's single row is summed in short pieces; how far they lie apart
+# depends on the host's matrix library.
+EXCESS = {"one_row_many_keys": {"dk": 2.0}, "all_far_zero": {"dq2": 1.5}}
 
 
 @lru_cache(maxsize=1)
@@ -39,21 +37,9 @@ def oracle(case: AttentionCase, dtype: torch.dtype):
     return inputs, plain, ref64
 
 
-def known_excess(case: AttentionCase, dtype: torch.dtype) -> list[pytest.MarkDecorator]:
-    if dtype != torch.float32 or case.name not in OVER_THE_RULE:
-        return []
-    return [pytest.mark.xfail(reason=OVER_THE_RULE[case.name], strict=False, raises=AssertionError)]
-
-
 def problems(cases: tuple[AttentionCase, ...]) -> list:
     return [
-        pytest.param(
-            case,
-            dtype,
-            level,
-            id=f"{case}-{str(dtype).removeprefix('torch.')}-{level}",
-            marks=known_excess(case, dtype),
-        )
+        pytest.param(case, dtype, level, id=f"{case}-{str(dtype).removeprefix('torch.')}-{level}")
         for case in cases
         for dtype in DTYPES
         for level in available_cpu_levels()
@@ -66,7 +52,8 @@ def check(case: AttentionCase, dtype: torch.dtype, level: str) -> None:
     with set_cpu_level(level):
         ours = attention_by_op(case, inputs)
     torch.set_num_threads(1)
-    assert_all_close_to_oracle(ours, plain, ref64)
+    excess = EXCESS.get(case.name, {}) if dtype == torch.float32 else {}
+    assert_all_close_to_oracle(ours, plain, ref64, excess)
 
 
 @pytest.mark.parametrize(("case", "dtype", "level"), problems(DENSE_CASES))

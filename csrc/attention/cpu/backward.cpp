@@ -93,19 +93,26 @@ class Driver {
     kernels_.start(params_, scratch);
     std::unique_lock lock(mutex_);
     while (true) {
-      share_freed_.wait(lock, [this] { return next_chain_ == chains_.size() || can_get_share(); });
-      if (next_chain_ == chains_.size()) return;
+      share_freed_.wait(lock, [this] { return failed_ || next_chain_ == chains_.size() || can_get_share(); });
+      if (failed_ || next_chain_ == chains_.size()) return;
       Chain& chain = chains_[next_chain_];
       const int64_t index = next_part_++;
       if (next_part_ == chain.split.parts) ++next_chain_, next_part_ = 0;
-      Share* share = get_share();
-      lock.unlock();
-      const BackwardPart part = backward_part(chain.sequence, chain.head_k, group_, chain.split, index);
-      share->clear();
-      if (part.num_columns > 0) kernels_.run_part(params_, part, scratch, share->view());
-      lock.lock();
-      chain.finished[static_cast<size_t>(index)] = share;
-      sum_finished(chain, part, lock);
+      try {
+        Share* share = get_share();
+        lock.unlock();
+        const BackwardPart part = backward_part(chain.sequence, chain.head_k, group_, chain.split, index);
+        share->clear();
+        if (part.num_columns > 0) kernels_.run_part(params_, part, scratch, share->view());
+        lock.lock();
+        chain.finished[static_cast<size_t>(index)] = share;
+        sum_finished(chain, part, lock);
+      } catch (...) {  // no memory: the others must not wait for this part
+        if (!lock.owns_lock()) lock.lock();
+        failed_ = true;
+        share_freed_.notify_all();
+        throw;
+      }
     }
   }
 
@@ -163,6 +170,7 @@ class Driver {
   int64_t next_part_ = 0;
   std::vector<std::unique_ptr<Share>> shares_;
   std::vector<Share*> free_;
+  bool failed_ = false;
 };
 
 }  // namespace

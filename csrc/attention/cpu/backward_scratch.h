@@ -36,8 +36,14 @@ using StripRanges = ColumnRange (BackwardPanel::*)[kStripsPerTile];
 // heads that meet it again: its rows lie in as many pages of the operand, and finding those costs more than reading
 // them.
 struct TileCache {
+  // What a slot holds: where the tile's first row lies in the operand, and how many rows were packed. Both, since rows
+  // of stride 0 (expanded operands) begin in one place for sequences of any length.
+  struct Owner {
+    const void* rows;
+    int64_t num_rows;
+  };
   float* data;
-  const void** owners;  // by slot: where the tile's first row lies in the operand
+  Owner* owners;  // by slot
   int64_t slots, stride;
 };
 
@@ -88,7 +94,7 @@ inline BackwardScratch carve(const AttentionParams& params, int64_t columns, cha
   const int64_t slots = tiles < 1 ? 1 : tiles < most_slots ? tiles : most_slots;
   const auto cache = [&](int64_t row_stride) {
     TileCache result{nullptr, nullptr, slots, row_stride};
-    result.owners = reinterpret_cast<const void**>(take(static_cast<size_t>(slots) * sizeof(void*)));
+    result.owners = reinterpret_cast<TileCache::Owner*>(take(static_cast<size_t>(slots) * sizeof(TileCache::Owner)));
     result.data = floats(slots * kBackwardKeyTile * row_stride);
     return result;
   };

@@ -24,7 +24,7 @@ class BackwardWorker {
     const BackwardScratch carved = carve(params, kBackwardQuantum, static_cast<char*>(scratch), layout);
     const TileCache caches[] = {carved.near.keys, carved.far.keys, carved.values};
     for (const TileCache& cache : caches) {
-      for (int64_t slot = 0; slot < cache.slots; ++slot) cache.owners[slot] = nullptr;
+      for (int64_t slot = 0; slot < cache.slots; ++slot) cache.owners[slot] = {nullptr, 0};
     }
   }
 
@@ -222,9 +222,10 @@ class BackwardWorker {
     const int64_t slot = tile % cache.slots;
     float* rows = cache.data + slot * kBackwardKeyTile * cache.stride;
     const T* src = key_row<T>(view, first_key_);
-    if (cache.owners[slot] != src) {
+    TileCache::Owner& owner = cache.owners[slot];
+    if (owner.rows != src || owner.num_rows != num_keys_) {
       pack_rows(src, view.row_stride, num_keys_, round_up_to(num_keys_, kMR), dim, rows, cache.stride);
-      cache.owners[slot] = src;
+      owner = {src, num_keys_};
     }
     return rows;
   }

@@ -42,7 +42,7 @@ FLAGATTN_DEVICE HeadRows<Element> head_rows(const HeadsView& view, bool packed, 
 // blocks.
 template <typename Element>
 FLAGATTN_DEVICE void clear_rows_behind(const AttentionParams& p, int head, int first_row, int row_step) {
-  const int32_t end = p.cu_seqlens_q[p.batch];
+  const int64_t end = p.cu_seqlens_q[p.batch];
   for (int64_t row = (end > 0 ? end : 0) + first_row; row < p.total_q; row += row_step) {
     p.lse.data[head * p.lse.head_stride + row] = -INFINITY;
     Element* out = static_cast<Element*>(p.out.data) + row * p.out.row_stride + head * p.out.head_stride;
