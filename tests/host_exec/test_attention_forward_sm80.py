@@ -68,11 +68,13 @@ def test_wrong_offsets_reach_no_memory_outside() -> None:
     """Offsets that point outside, fall or exceed max_seqlen give wrong numbers at most."""
     case = AttentionCase("clamped", lengths=((40, 40), (30, 30)), causal=True)
     inputs = make_inputs(case, torch.bfloat16)
-    for wrong in ([0, 1000, 70], [-5, 40, 70], [0, 40, 20], [60, 10, 1 << 30]):
-        bad = replace(inputs, cu_seqlens_q=torch.tensor(wrong, dtype=torch.int32))
-        kernels.attention_forward_sm80(case, bad)
-        bad = replace(inputs, cu_seqlens_k=torch.tensor(wrong, dtype=torch.int32))
-        kernels.attention_forward_sm80(case, bad)
+    before = {name: operand.clone() for name, operand in inputs.operands.items()}
+    for wrong in ([0, 1000, 70], [-5, 40, 70], [0, 40, 20], [60, 10, 1 << 30], [0, 40, 2**31 - 1]):
+        for name in ("cu_seqlens_q", "cu_seqlens_k"):
+            bad = replace(inputs, **{name: torch.tensor(wrong, dtype=torch.int32)})
+            result = kernels.attention_forward_sm80(case, bad)
+            assert result["out"].shape == (70, case.heads_q, case.value_dim)
+            assert all(torch.equal(inputs.operands[operand], kept) for operand, kept in before.items())
 
 
 @pytest.mark.parametrize(
