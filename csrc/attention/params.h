@@ -31,6 +31,31 @@ struct MaskParams {
   int64_t window_right = kUnbounded;
 };
 
+// An operand that is read as (batch, heads_q, seqlen_q, seqlen_k): one element for every score. A stride of 0 repeats
+// it along its dimension; key_stride is 0 or 1. Dense batches only.
+struct ScoresView {
+  void* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t head_stride = 0;
+  int64_t row_stride = 0;
+  int64_t key_stride = 0;
+};
+
+// Linear biases (ALiBi): -slope * |i + Sk - Sq - j| joins the score of row i and key j. One slope per query head.
+struct AlibiParams {
+  const float* slopes = nullptr;  // (batch or 1, heads_q); null: none
+  int64_t batch_stride = 0;       // 0: the same slopes for every sequence
+};
+
+// Weights are dropped after the softmax's sums are taken, and the others multiplied by `scale`. A weight's random word
+// is word key % 4 of Philox-4x32-10 with key rng_state[0] and counter (key / 4, row, rng_state[1] + batch * heads_q +
+// head), of 32, 32 and 64 bits (arch/philox.h): it is a function of the weight's place alone.
+struct DropoutParams {
+  const int64_t* rng_state = nullptr;  // (seed, offset); null: none
+  uint32_t last_dropped = 0;           // words up to this one drop their weight
+  float scale = 1.0f;                  // 1 / (1 - p)
+};
+
 struct AttentionParams {
   DType dtype = DType::kFloat32;
   int64_t batch = 0;
@@ -61,6 +86,15 @@ struct AttentionParams {
   HeadsView q2, k2;
   int64_t dist_threshold = 0;
 
+  // What else joins the scores, in this order: softcap, bias and ALiBi, masks, softmax; sinks join its denominator, and
+  // dropout its result. -inf as a bias hides a key as `keep` does.
+  ScoresView keep;  // bool: a row sees the keys where it is true
+  ScoresView bias;  // added to the scores, in units of the exponent
+  DType bias_dtype = DType::kFloat32;
+  AlibiParams alibi;
+  const float* sinks = nullptr;  // (heads_q): a key of this score and of value 0 that every row sees
+  DropoutParams dropout;
+
   constexpr bool is_piecewise() const { return q2.data != nullptr; }
   constexpr bool is_packed() const { return cu_seqlens_q != nullptr; }
 };
@@ -72,6 +106,11 @@ struct AttentionBackwardParams {
   RowsView dlse;  // data null: no gradient flows into the LSE
   HeadsView dq, dk, dv;
   HeadsView dq2, dk2;  // piecewise only
+  // With respect to the bias: in its dtype and with its strides, where 0 sums over the dimension. data null: not asked
+  // for.
+  ScoresView dbias;
+  // Where there are sinks: every row's share of its head's gradient.
+  RowsView dsink_shares;
 };
 
 }  // namespace flagattn

@@ -1,4 +1,4 @@
-"""The SIMD wrapper and the row-wise kernels against plain C++, at each ISA level; AVX-512 by emulation elsewhere."""
+"""The SIMD wrapper, the row-wise kernels and Philox against plain C++, at each ISA level; AVX-512 by emulation elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def host_flags() -> set[str]:
     return set()
 
 
-@pytest.mark.parametrize("program_name", ["simd_check", "fused_ops_check"])
+@pytest.mark.parametrize("program_name", ["simd_check", "fused_ops_check", "philox_check"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level(level: str, program_name: str, tmp_path: Path) -> None:
     flags, needed = LEVELS[level]
