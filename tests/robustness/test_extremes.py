@@ -1,0 +1,74 @@
+"""Sizes at the ends: a million heads, a million keys, products beyond 2^31, nothing at all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import flagattn
+
+
+def test_a_million_heads_of_tiny_sequences() -> None:
+    heads = 1_000_000
+    q, k, v = (torch.randn(1, 2, heads, 8) for _ in range(3))
+    out = flagattn.flash_attn_func(q, k, v, causal=True)
+    sample = torch.arange(0, heads, 9973)
+    bhsd = [t[:, :, sample].transpose(1, 2) for t in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*bhsd, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(out[:, :, sample], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_million_sequences_in_a_batch() -> None:
+    batch = 1_000_000
+    cu_seqlens = torch.arange(0, batch + 1, dtype=torch.int32)
+    q, k, v = (torch.randn(batch, 1, 8, requires_grad=True) for _ in range(3))
+    out = flagattn.flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, 1, 1)
+    assert torch.equal(out, v)  # a lone key has weight 1
+    out.sum().backward()
+    assert v.grad is not None
+    torch.testing.assert_close(v.grad, torch.ones_like(v), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_over_a_million_keys(dtype: torch.dtype) -> None:
+    length = 1_000_003
+    q = torch.randn(1, 1, 4, 8, dtype=dtype)
+    k, v = (torch.randn(1, length, 1, 8, dtype=dtype) for _ in range(2))
+    out, lse = flagattn.flash_attn_func(q, k, v, causal=True, return_lse=True)
+    scores = torch.einsum("bqhd,bkgd->bhqk", q.double(), k.double()) / 8**0.5
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-5)
+    expected = torch.einsum("bhqk,bkgd->bqhd", scores.softmax(-1), v.double())
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance * 0.01)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_whose_count_passes_2_to_the_31(causal: bool) -> None:
+    """49 000 squared is beyond int32; a window keeps the work small."""
+    length = 49_000
+    q, k, v = (torch.randn(1, length, 1, 8) for _ in range(3))
+    out = flagattn.flash_attn_func(q, k, v, causal=causal, window_size=(5, 0))
+    last = slice(length - 300, length)
+    tail = flagattn.flash_attn_func(
+        q[:, last], k[:, length - 305 :], v[:, length - 305 :], causal=causal, window_size=(5, 0)
+    )
+    torch.testing.assert_close(out[:, last], tail, rtol=1e-5, atol=1e-6)
+
+
+def test_fused_ops_of_a_million_rows() -> None:
+    rows = 1_000_000
+    x = torch.randn(rows, 4)
+    torch.testing.assert_close(flagattn.rms_norm(x, torch.ones(4)), F.rms_norm(x, (4,), eps=1e-5), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(flagattn.swiglu(x, x), F.silu(x) * x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 8), (2, 0, 2, 8)])
+def test_nothing_at_all(shape: tuple[int, ...]) -> None:
+    q, k, v = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    out, lse = flagattn.flash_attn_func(q, k, v, causal=True, return_lse=True)
+    assert out.shape == shape and lse.shape == (shape[0], shape[2], shape[1])
+    (out.sum() + lse.sum()).backward()
+    assert all(t.grad is not None and t.grad.shape == shape for t in (q, k, v))
+    assert flagattn.rms_norm(torch.randn(0, 7), torch.ones(7)).shape == (0, 7)
+    assert flagattn.swiglu(torch.randn(3, 0), torch.randn(3, 0)).shape == (3, 0)

@@ -1,0 +1,88 @@
+"""Many threads of one process, forked children, and calls from inside other people's parallel regions."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+import flagattn
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((2, 150, 6, 64), (2, 300, 2, 64), (2, 300, 2, 64))
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)  # type: ignore[return-value]
+
+
+def everything() -> list[Tensor]:
+    """A call of every op, forward and backward."""
+    leaves = [t.requires_grad_() for t in inputs()]
+    out, lse = flagattn.flash_attn_func(*leaves, causal=True, return_lse=True)
+    weight = torch.ones(64, requires_grad=True)
+    y = flagattn.swiglu(flagattn.rms_norm(out, weight), out)
+    return [out.detach(), lse.detach(), *torch.autograd.grad(y.sum() + lse.sum(), [*leaves, weight])]
+
+
+def assert_same(ours: list[Tensor], expected: list[Tensor]) -> None:
+    assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("threads_of_torch", [1, 2])
+def test_calls_from_many_threads_at_once(threads_of_torch: int, set_threads) -> None:
+    set_threads(threads_of_torch)
+    expected = everything()
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(lambda _: everything(), range(32)):
+            assert_same(result, expected)
+
+
+def test_threads_come_and_go() -> None:
+    """Scratch memory belongs to a thread: short-lived ones neither leak it nor free what others use."""
+    expected = everything()
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            assert_same(pool.submit(everything).result(), expected)
+
+
+def _in_child(queue) -> None:
+    torch.set_num_threads(1)  # as torch's DataLoader does: OpenMP's pool does not survive a fork
+    queue.put([t.numpy() for t in everything()])
+
+
+def test_a_forked_child_computes_the_same() -> None:
+    expected = everything()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,), daemon=True)
+    child.start()
+    try:
+        result = queue.get(timeout=60)
+    finally:
+        child.join(10)
+        child.kill()
+    assert_same([torch.from_numpy(array) for array in result], expected)
+
+
+def test_a_loader_s_workers_may_call_ops() -> None:
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Tensor:
+            return flagattn.rms_norm(torch.full((3, 8), float(index + 1)), torch.ones(8))
+
+    loader = torch.utils.data.DataLoader(Rows(), batch_size=2, num_workers=1)
+    torch.testing.assert_close(torch.cat(list(loader)), torch.ones(4, 3, 8), rtol=1e-4, atol=1e-4)
+
+
+def test_inference_mode_and_no_grad_give_the_same_bits() -> None:
+    q, k, v = inputs()
+    expected = flagattn.flash_attn_func(q, k, v)
+    with torch.inference_mode():
+        assert torch.equal(flagattn.flash_attn_func(q, k, v), expected)
+    with torch.no_grad():
+        assert torch.equal(flagattn.flash_attn_func(q.requires_grad_(), k, v), expected)
