@@ -47,4 +47,41 @@ void for_each_item(const ParallelFor& parallel, int64_t num_items, MakeScratch&&
       &closure);
 }
 
+// Hands runs of neighbouring items [begin, end) to the workers, first long ones and at last single items: neighbours
+// share preparations that `scratch` keeps, and what is left at the end is small enough to even out. As above, results
+// may depend on the item alone; `body(begin, end, scratch)` runs once per run.
+template <typename MakeScratch, typename Body>
+void for_each_run_of_items(const ParallelFor& parallel, int64_t num_items, MakeScratch&& make_scratch, Body&& body) {
+  if (num_items <= 0) return;
+  struct Closure {
+    std::atomic<int64_t> next{0};
+    int64_t num_items, num_workers;
+    MakeScratch& make_scratch;
+    Body& body;
+
+    // An empty run where all items are taken.
+    void claim(int64_t& begin, int64_t& end) {
+      begin = next.load(std::memory_order_relaxed);
+      do {
+        const int64_t share = (num_items - begin) / (2 * num_workers);
+        end = begin >= num_items ? begin : begin + (share > 1 ? share : 1);
+      } while (begin < end && !next.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+    }
+  } closure{.num_items = num_items,
+            .num_workers = num_items < parallel.num_threads ? num_items : parallel.num_threads,
+            .make_scratch = make_scratch,
+            .body = body};
+  parallel.run(
+      closure.num_workers,
+      [](void* opaque, int64_t) {
+        auto& self = *static_cast<Closure*>(opaque);
+        int64_t begin, end;
+        self.claim(begin, end);
+        if (begin == end) return;
+        auto scratch = self.make_scratch();
+        for (; begin < end; self.claim(begin, end)) self.body(begin, end, scratch);
+      },
+      &closure);
+}
+
 }  // namespace flagattn

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "arch/parallel.h"
 #include "attention/cpu/panel_mask.h"
 #include "attention/mask.h"
 #include "attention/schedule.h"
@@ -147,6 +148,12 @@ void check_schedule() {
               for (int64_t i = 0; i < schedule.num_items(); ++i) {
                 const ForwardItem item = schedule.item(i);
                 expect(item.sequence < batch && item.head_k < heads_k, "items lie inside the batch");
+                expect(item.group == item.sequence * heads_k + item.head_k, "groups are numbered through");
+                const int64_t stop = schedule.stop(i, schedule.num_items());
+                expect(i < stop && stop <= i + schedule.config.items_at_once,
+                       "few items are led past the keys together");
+                expect(schedule.item(stop - 1).group == item.group, "and they are of one group");
+                expect(schedule.stop(i, i + 1) == i + 1, "no further than the worker's run of items");
                 if (i % schedule.config.items_per_group != 0) {
                   expect(item.first_column < schedule.item(i - 1).first_column, "later columns come first");
                 }
@@ -164,11 +171,55 @@ void check_schedule() {
   }
 }
 
+// A worker keeps all tiles of a sequence, or whole chunks of it in bounded memory.
+void check_kept_tiles() {
+  for (int64_t seqlen_k : {0, 1, 128, 129, 1024, 1025, 5000, 1 << 24}) {
+    for (int64_t head_dim : {8, 64, 128, 256, 4096}) {
+      AttentionParams params;
+      params.batch = params.heads_k = params.heads_q = 1;
+      params.seqlen_q = 100000;
+      params.seqlen_k = seqlen_k;
+      params.head_dim = params.head_dim_v = head_dim;
+      const CpuForwardConfig config = cpu_forward_config(params, kPanel, 2);
+      const int64_t kept = config.key_tiles * kCpuKeyTile;
+      expect(kept > 0, "there is room for a tile");
+      expect(kept >= seqlen_k || kept % kCpuKeyChunk == 0, "all keys or whole chunks are kept");
+      expect(kept >= seqlen_k || config.items_at_once > 1, "who packs keys again does it for several items");
+      expect(kept <= kCpuKeyChunk || kept * head_dim <= 1 << 20, "kept tiles are bounded");
+      expect(config.items_at_once * config.columns_per_item * head_dim <= 1 << 18 || config.columns_per_item == kPanel,
+             "columns are bounded");
+    }
+  }
+}
+
+// Every item runs once, neighbours in order, long runs before short ones.
+void check_runs_of_items() {
+  for (int64_t threads : {1, 2, 7}) {
+    for (int64_t items : {0, 1, 2, 13, 1000}) {
+      ParallelFor parallel = serial_for();
+      parallel.num_threads = threads;
+      int64_t next = 0, longest = items;
+      for_each_run_of_items(
+          parallel, items, [] { return 0; },
+          [&](int64_t begin, int64_t end, int) {
+            expect(begin == next && begin < end && end <= items, "runs of items follow one another");
+            expect(end - begin <= longest, "runs of items get shorter");
+            longest = end - begin;
+            next = end;
+          });
+      expect(next == items, "every item runs");
+      expect(items < 2 * threads || longest == 1, "the last run is a single item");
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   check_masks();
   check_runs();
   check_schedule();
+  check_kept_tiles();
+  check_runs_of_items();
   return 0;
 }

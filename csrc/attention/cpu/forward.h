@@ -1,9 +1,10 @@
-// One work item of the attention forward: some columns (query rows of one group's heads) against all the keys they see.
+// Work items of the attention forward: some columns (query rows of one group's heads) against all the keys they see.
 #pragma once
 
 #include <cstdint>
 
 #include "attention/cpu/forward_scratch.h"
+#include "attention/cpu/key_tiles.h"
 #include "attention/cpu/outputs.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
@@ -21,6 +22,7 @@ class ForwardWorker {
       : params_(params),
         schedule_(schedule),
         scratch_(scratch),
+        tiles_(params, scratch.keys, scratch.far_keys, scratch.values),
         group_(params.heads_q / params.heads_k),
         head_dim_(padded_dim(params.head_dim)),
         head_dim_v_(padded_dim(params.head_dim_v)) {
@@ -34,22 +36,65 @@ class ForwardWorker {
     factor_ = static_cast<float>(natural_factor_ * 1.44269504088896340736);
   }
 
-  void run(int64_t index) {
-    item_ = schedule_.item(index);
+  // The items [begin, end).
+  void run(int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t stop = schedule_.stop(begin, end);
+      item_ = schedule_.item(begin);
+      item_.first_column = schedule_.item(stop - 1).first_column;
+      run_columns((stop - begin) * schedule_.config.columns_per_item);
+      begin = stop;
+    }
+  }
+
+ private:
+  // Neighbouring items of one group. Where all their key tiles can be kept it is a single item that meets them one
+  // after another; else each of a few items meets the tiles that are kept before they give way to the next.
+  void run_columns(int64_t most) {
     sequence_ = sequence_of(params_, item_.sequence);
     const int64_t columns = sequence_.seqlen_q * group_ - item_.first_column;
     if (columns <= 0) return;
-    num_columns_ = columns < schedule_.config.columns_per_item ? columns : schedule_.config.columns_per_item;
+    num_columns_ = columns < most ? columns : most;
     num_panels_ = (num_columns_ + kPanel - 1) / kPanel;
+    tiles_.start(item_, sequence_);
+    for (int64_t panel = 0; panel < num_panels_; ++panel) start_panel(panel);
 
-    KeyRange keys = start_panels();
-    for (int64_t first = keys.begin / kCpuKeyTile * kCpuKeyTile; first < keys.end; first += kCpuKeyTile) {
-      run_tile(first);
+    const int64_t item_panels = schedule_.config.columns_per_item / kPanel;
+    const int64_t last_item = (num_panels_ - 1) / item_panels * item_panels;
+    const int64_t kept_keys = schedule_.config.key_tiles * kCpuKeyTile;
+    const KeyRange keys = keys_of_panels(0, num_panels_);
+    for (int64_t begin = keys.begin / kept_keys * kept_keys; begin < keys.end; begin += kept_keys) {
+      for (int64_t first = last_item; first >= 0; first -= item_panels) {
+        first_panel_ = first;
+        end_panel_ = first + item_panels < num_panels_ ? first + item_panels : num_panels_;
+        run_item(begin, begin + kept_keys);
+      }
     }
     for (int64_t panel = 0; panel < num_panels_; ++panel) finish_panel(panel);
   }
 
- private:
+  // Panels [first_panel_, end_panel_) against the keys [begin, end) as far as they see them, chunk by chunk.
+  void run_item(int64_t begin, int64_t end) {
+    const KeyRange seen = keys_of_panels(first_panel_, end_panel_);
+    if (begin < seen.begin) begin = seen.begin / kCpuKeyTile * kCpuKeyTile;
+    if (end > seen.end) end = seen.end;
+    while (begin < end) {
+      chunk_ = begin / kCpuKeyChunk;
+      const int64_t chunk_end = (chunk_ + 1) * kCpuKeyChunk, stop = chunk_end < end ? chunk_end : end;
+      for_each_later_chunk([&](int64_t panel) {
+        reset(scratch_.chunk_statistics[panel - first_panel_]);
+        clear_panel(outputs_at(panel));
+      });
+      for (; begin < stop; begin += kCpuKeyTile) run_tile(begin);
+      for_each_later_chunk([&](int64_t panel) {
+        const ChunkFactors factors =
+            merge_statistics(scratch_.statistics[panel], statistics_at(panel), F32::set1(factor_));
+        merge_outputs(outputs_at(panel), head_dim_v_, factors, scratch_.outputs + panel * output_size());
+      });
+      begin = chunk_end;
+    }
+  }
+
   // Columns of a panel ------------------------------------------------------------------------------------------------
 
   struct Column {
@@ -94,97 +139,79 @@ class ForwardWorker {
     pack_columns(rows, params_.head_dim, query_factor_, dst);
   }
 
-  // Packs all panels; returns the keys that any column sees.
-  KeyRange start_panels() {
+  void start_panel(int64_t panel) {
     const MaskShape shape{sequence_.seqlen_q, sequence_.seqlen_k, params_.mask};
-    for (int64_t panel = 0; panel < num_panels_; ++panel) {
-      const Columns columns = columns_at(panel);
-      const int count = columns_of(panel);
-      dispatch(params_.dtype, [&]<typename T>(T) {
-        pack_queries<T>(params_.q, columns, count, scratch_.queries + panel * query_size());
-        if (params_.is_piecewise())
-          pack_queries<T>(params_.q2, columns, count, scratch_.far_queries + panel * query_size());
-      });
-      PanelMask& mask = scratch_.masks[panel];
-      for (int c = 0; c < kPanel; ++c) {
-        // Columns that pad the panel repeat the last one's mask: they add no edge.
-        const int64_t row = columns.at[c < count ? c : count - 1].row;
-        const KeyRange keys = shape.keys_of_row(row);
-        mask.begin[c] = static_cast<int32_t>(keys.begin);
-        mask.end[c] = static_cast<int32_t>(keys.end);
-        mask.far_end[c] = params_.is_piecewise() ? static_cast<int32_t>(shape.far_end(row, params_.dist_threshold)) : 0;
-      }
-      reset(scratch_.statistics[panel]);
-      clear_panel(scratch_.outputs + panel * output_size());
+    const Columns columns = columns_at(panel);
+    const int count = columns_of(panel);
+    dispatch(params_.dtype, [&]<typename T>(T) {
+      pack_queries<T>(params_.q, columns, count, scratch_.queries + panel * query_size());
+      if (params_.is_piecewise())
+        pack_queries<T>(params_.q2, columns, count, scratch_.far_queries + panel * query_size());
+    });
+    PanelMask& mask = scratch_.masks[panel];
+    for (int c = 0; c < kPanel; ++c) {
+      // Columns that fill up the last vector repeat the last one's mask and add no edge; further vectors see nothing.
+      const int64_t row = columns.at[c < count ? c : count - 1].row;
+      const KeyRange keys = shape.keys_of_row(row);
+      const bool used = c / F32::kLanes * F32::kLanes < count;
+      mask.begin[c] = static_cast<int32_t>(used || keys.empty() ? keys.begin : keys.end);
+      mask.end[c] = static_cast<int32_t>(keys.end);
+      mask.far_end[c] = params_.is_piecewise() ? static_cast<int32_t>(shape.far_end(row, params_.dist_threshold)) : 0;
     }
-    return {scratch_.masks[0].begin[0], scratch_.masks[num_panels_ - 1].end[kPanel - 1]};
+    reset(scratch_.statistics[panel]);
+    clear_panel(scratch_.outputs + panel * output_size());
+  }
+
+  // The keys that some column of the panels [first, end) sees, and those that all of them see.
+  KeyRange keys_of_panels(int64_t first, int64_t end) const {
+    return {scratch_.masks[first].begin[0], scratch_.masks[end - 1].end[kPanel - 1]};
+  }
+  KeyRange keys_of_all_columns() const {
+    return {scratch_.masks[end_panel_ - 1].begin[columns_of(end_panel_ - 1) - 1], scratch_.masks[first_panel_].end[0]};
+  }
+
+  // A panel's first chunk goes to its results at once; what a later one adds is kept apart until it joins them.
+  bool in_first_chunk(int64_t panel) const { return scratch_.masks[panel].begin[0] / kCpuKeyChunk == chunk_; }
+  PanelStatistics& statistics_at(int64_t panel) const {
+    return in_first_chunk(panel) ? scratch_.statistics[panel] : scratch_.chunk_statistics[panel - first_panel_];
+  }
+  float* outputs_at(int64_t panel) const {
+    return in_first_chunk(panel) ? scratch_.outputs + panel * output_size()
+                                 : scratch_.chunk_outputs + (panel - first_panel_) * output_size();
+  }
+  template <typename Body>
+  void for_each_later_chunk(Body&& body) const {
+    for (int64_t panel = first_panel_; panel < end_panel_; ++panel) {
+      const KeyRange keys = keys_of_panels(panel, panel + 1);
+      if (keys.begin < chunk_ * kCpuKeyChunk && chunk_ * kCpuKeyChunk < keys.end) body(panel);
+    }
   }
 
   // One key tile ------------------------------------------------------------------------------------------------------
 
-  template <typename T>
-  const T* key_row(const HeadsView& view, int32_t key) const {
-    return static_cast<const T*>(view.data) + sequence_.batch * view.batch_stride +
-           (sequence_.first_k + key) * view.row_stride + item_.head_k * view.head_stride;
-  }
-
-  // The tile [first, first + num_keys). The border moves on with the columns: the last panel needs most far keys, the
-  // first one most near keys.
-  struct Tile {
-    int32_t first, num_keys;
-    bool any_near, any_far;
-  };
-  Tile tile_at(int64_t first) const {
-    const int64_t rest = sequence_.seqlen_k - first;
-    const auto num_keys = static_cast<int32_t>(rest < kCpuKeyTile ? rest : kCpuKeyTile);
-    return {static_cast<int32_t>(first), num_keys,
-            !params_.is_piecewise() || scratch_.masks[0].far_end[0] < first + num_keys,
-            params_.is_piecewise() && scratch_.masks[num_panels_ - 1].far_end[kPanel - 1] > first};
-  }
-
-  // Keys that need neither widening nor padding are read where they lie, unless their rows are so far apart that every
-  // panel would walk through a page per key.
-  bool keys_in_place(const Tile& tile, const HeadsView& view) const {
-    constexpr int64_t kMostStride = 2048 / sizeof(float);
-    return params_.dtype == DType::kFloat32 && view.row_stride <= kMostStride && tile.num_keys % kMR == 0 &&
-           params_.head_dim == head_dim_;
-  }
-  ScoreOperands key_operands(const Tile& tile, const HeadsView& view, const float* packed) const {
-    if (keys_in_place(tile, view)) return {key_row<float>(view, tile.first), view.row_stride, nullptr};
-    return {packed, head_dim_, nullptr};
-  }
-
-  void pack_tile(const Tile& tile) const {
-    dispatch(params_.dtype, [&]<typename T>(T) {
-      const auto pack_keys = [&](const HeadsView& view, float* dst) {
-        pack_rows(key_row<T>(view, tile.first), view.row_stride, tile.num_keys, strip_ceil(tile.num_keys),
-                  params_.head_dim, dst, head_dim_);
-      };
-      if (tile.any_near && !keys_in_place(tile, params_.k)) pack_keys(params_.k, scratch_.keys);
-      if (tile.any_far && !keys_in_place(tile, params_.k2)) pack_keys(params_.k2, scratch_.far_keys);
-      pack_strips(key_row<T>(params_.v, tile.first), params_.v.row_stride, tile.num_keys, params_.head_dim_v,
-                  scratch_.values, strip_stride(kCpuKeyTile));
-    });
-  }
-
   void run_tile(int64_t first) {
-    const Tile tile = tile_at(first);
-    pack_tile(tile);
-    values_ = {scratch_.values, strip_stride(kCpuKeyTile), tile.num_keys, head_dim_v_};
+    const int64_t rest = sequence_.seqlen_k - first;
+    const KeyTile tile{static_cast<int32_t>(first), static_cast<int32_t>(rest < kCpuKeyTile ? rest : kCpuKeyTile)};
+    values_ = tiles_.values(tile);
     // Where all columns see all keys, what is not finite belongs into every output.
-    const PanelMask &front = scratch_.masks[0], &back = scratch_.masks[num_panels_ - 1];
-    const bool all_seen = back.begin[kPanel - 1] <= tile.first && tile.first + tile.num_keys <= front.end[0];
-    values_finite_ = all_seen || all_finite(values_);
+    const KeyRange all = keys_of_all_columns();
+    const bool all_seen = all.begin <= first && first + tile.num_keys <= all.end;
+    values_finite_ = all_seen || tiles_.values_finite(tile, values_);
 
     ScoreContext context{};
     context.head_dim = head_dim_;
     context.first_key = tile.first;
     context.num_keys = tile.num_keys;
-    if (tile.any_near) context.near = key_operands(tile, params_.k, scratch_.keys);
-    if (tile.any_far) context.far = key_operands(tile, params_.k2, scratch_.far_keys);
     context.piecewise = params_.is_piecewise();
+    // The border moves on with the columns: the last panel needs most far keys, the first one most near keys.
+    if (!context.piecewise || scratch_.masks[first_panel_].far_end[0] < first + tile.num_keys) {
+      context.near = tiles_.keys(tile);
+    }
+    if (context.piecewise && scratch_.masks[end_panel_ - 1].far_end[kPanel - 1] > first) {
+      context.far = tiles_.far_keys(tile);
+    }
     context.softcap_factor = softcap_factor_;
-    for (int64_t panel = 0; panel < num_panels_; ++panel) run_panel(context, panel);
+    for (int64_t panel = first_panel_; panel < end_panel_; ++panel) run_panel(context, panel);
   }
 
   void run_panel(ScoreContext& context, int64_t panel) {
@@ -194,7 +221,7 @@ class ForwardWorker {
     if (num_runs == 0) return;
     context.near.queries = scratch_.queries + panel * query_size();
     context.far.queries = scratch_.far_queries + panel * query_size();
-    PanelStatistics& statistics = scratch_.statistics[panel];
+    PanelStatistics& statistics = statistics_at(panel);
     const F32 factor = F32::set1(factor_);
 
     F32 largest[kNV], rescale[kNV], partial[2][kNV];
@@ -209,7 +236,7 @@ class ForwardWorker {
     }
     add_to_sum(statistics, partial);
 
-    float* outputs = scratch_.outputs + panel * output_size();
+    float* outputs = outputs_at(panel);
     if (num_runs == 1 && values_finite_) {
       with_vectors(runs[0], [&]<int NV>() { add_whole_tile<NV>(values_, runs[0], scratch_.scores, rescale, outputs); });
       return;
@@ -260,16 +287,19 @@ class ForwardWorker {
   const AttentionParams& params_;
   const ForwardSchedule& schedule_;
   const ForwardScratch scratch_;
+  KeyTiles tiles_;
   const int64_t group_;
   const int64_t head_dim_, head_dim_v_;  // padded
   float query_factor_, softcap_factor_;
   double natural_factor_;
   float factor_;  // to base 2
 
-  ForwardItem item_;
+  ForwardItem item_;  // the first of those at work
   Sequence sequence_;
-  int64_t num_columns_;
+  int64_t num_columns_;  // of all of them
   int64_t num_panels_;
+  int64_t first_panel_, end_panel_;  // of the item that meets keys
+  int64_t chunk_;
 
   ValueTile values_;  // the tile at work
   bool values_finite_;

@@ -8,11 +8,16 @@ namespace flagattn::FLAGATTN_ISA {
 void attention_forward(const AttentionParams& params, const ParallelFor& parallel) {
   const ForwardSchedule schedule{cpu_forward_config(params, kPanel, parallel.num_threads), params.batch,
                                  params.heads_k};
-  const ForwardLayout layout = forward_layout(params, schedule.config.columns_per_item / kPanel);
-  for_each_item(
+  ForwardScratch scratch;
+  const size_t bytes = carve(params, schedule.config, nullptr, scratch);
+  for_each_run_of_items(
       parallel, schedule.num_items(),
-      [&] { return ForwardWorker(params, schedule, carve(layout, cpu::thread_scratch(layout.total))); },
-      [](int64_t item, ForwardWorker& worker) { worker.run(item); });
+      [&] {
+        ForwardScratch own;
+        carve(params, schedule.config, static_cast<char*>(cpu::thread_scratch(bytes)), own);
+        return ForwardWorker(params, schedule, own);
+      },
+      [](int64_t begin, int64_t end, ForwardWorker& worker) { worker.run(begin, end); });
 }
 
 int64_t attention_panel_columns() { return kPanel; }

@@ -1,9 +1,11 @@
-// Where a worker of the forward keeps its item: laid out once per call, carved from the thread's scratch block.
+// Where a worker of the forward keeps its columns and key tiles: laid out once per call, carved from the thread's
+// scratch block.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "attention/cpu/key_tiles.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
 #include "attention/cpu/softmax.h"
@@ -12,56 +14,46 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-// Per panel of the item: queries (q and, piecewise, q2) and outputs transposed, statistics and masks. Per key tile:
-// keys as rows, values as strips. Scores of one panel against one tile, and that tile's part of the outputs where it is
-// summed run by run.
+// Per panel of the items at work: queries (q and, piecewise, q2) and outputs transposed, statistics and masks. Per
+// panel of one item: what the chunk at hand adds. Packed key tiles. Scores of one panel against one tile, and that
+// tile's part of the outputs where it is summed run by run.
 struct ForwardScratch {
-  float *queries, *far_queries, *outputs, *scores, *sums, *keys, *far_keys, *values;
-  PanelStatistics* statistics;
+  float *queries, *far_queries, *outputs, *chunk_outputs, *scores, *sums;
+  PanelStatistics *statistics, *chunk_statistics;
   PanelMask* masks;
+  TileSlots keys, far_keys, values;
 };
 
-struct ForwardLayout {
-  size_t queries, far_queries, outputs, scores, sums, keys, far_keys, values, statistics, masks, total;
-};
-
-inline ForwardLayout forward_layout(const AttentionParams& params, int64_t panels) {
+// Lays the scratch out from `base` on; null only measures. Returns the bytes it takes.
+inline size_t carve(const AttentionParams& params, const CpuForwardConfig& config, char* base,
+                    ForwardScratch& scratch) {
   size_t at = 0;
-  const auto take = [&at](size_t bytes) {
-    const size_t start = at;
-    at += (bytes + 63) / 64 * 64;
-    return start;
+  const auto take = [&]<typename T>(T*& start, int64_t count) {
+    start = reinterpret_cast<T*>(base + at);
+    at += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
   };
-  const auto floats = [&](int64_t count) { return take(static_cast<size_t>(count) * sizeof(float)); };
+  const auto take_tiles = [&](TileSlots& tiles, int64_t slots, int64_t tile_floats) {
+    tiles.slots = slots;
+    tiles.tile_floats = tile_floats;
+    take(tiles.owners, slots);
+    take(tiles.data, slots * tile_floats);
+  };
   const int64_t dim = padded_dim(params.head_dim), dim_v = padded_dim(params.head_dim_v);
-  ForwardLayout layout;
-  layout.queries = floats(panels * kPanel * dim);
-  layout.far_queries = floats(params.is_piecewise() ? panels * kPanel * dim : 0);
-  layout.outputs = floats(panels * kPanel * dim_v);
-  layout.scores = floats(kCpuKeyTile * kPanel);
-  layout.sums = floats(dim_v * kPanel);
-  layout.keys = floats(kCpuKeyTile * dim);
-  layout.far_keys = floats(params.is_piecewise() ? kCpuKeyTile * dim : 0);
-  layout.values = floats(dim_v / kStrip * strip_stride(kCpuKeyTile));
-  layout.statistics = take(static_cast<size_t>(panels) * sizeof(PanelStatistics));
-  layout.masks = take(static_cast<size_t>(panels) * sizeof(PanelMask));
-  layout.total = at;
-  return layout;
-}
-
-inline ForwardScratch carve(const ForwardLayout& layout, void* block) {
-  char* base = static_cast<char*>(block);
-  const auto floats = [base](size_t offset) { return reinterpret_cast<float*>(base + offset); };
-  return {floats(layout.queries),
-          floats(layout.far_queries),
-          floats(layout.outputs),
-          floats(layout.scores),
-          floats(layout.sums),
-          floats(layout.keys),
-          floats(layout.far_keys),
-          floats(layout.values),
-          reinterpret_cast<PanelStatistics*>(base + layout.statistics),
-          reinterpret_cast<PanelMask*>(base + layout.masks)};
+  const int64_t item_panels = config.columns_per_item / kPanel, panels = config.items_at_once * item_panels;
+  const int64_t chunk_panels = params.seqlen_k > kCpuKeyChunk ? item_panels : 0;
+  take(scratch.queries, panels * kPanel * dim);
+  take(scratch.far_queries, params.is_piecewise() ? panels * kPanel * dim : 0);
+  take(scratch.outputs, panels * kPanel * dim_v);
+  take(scratch.chunk_outputs, chunk_panels * kPanel * dim_v);
+  take(scratch.scores, kCpuKeyTile * kPanel);
+  take(scratch.sums, dim_v * kPanel);
+  take(scratch.statistics, panels);
+  take(scratch.chunk_statistics, chunk_panels);
+  take(scratch.masks, panels);
+  take_tiles(scratch.keys, config.key_tiles, kCpuKeyTile * dim);
+  take_tiles(scratch.far_keys, params.is_piecewise() ? config.key_tiles : 0, kCpuKeyTile * dim);
+  take_tiles(scratch.values, config.key_tiles, dim_v / kStrip * strip_stride(kCpuKeyTile));
+  return at;
 }
 
 }  // namespace flagattn::FLAGATTN_ISA

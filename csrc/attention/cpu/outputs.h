@@ -10,6 +10,7 @@
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/softmax.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
@@ -116,6 +117,16 @@ inline void join_runs(const float* sums, int64_t head_dim, const F32 (&rescale)[
     FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {
       float* at = outputs + d * kPanel + v * F32::kLanes;
       fma(F32::load(at), rescale[v], F32::load(sums + d * kPanel + v * F32::kLanes)).store(at);
+    }
+  }
+}
+
+// A chunk's outputs join those of the chunks before it.
+inline void merge_outputs(const float* chunk, int64_t head_dim, const ChunkFactors& factors, float* outputs) {
+  for (int64_t d = 0; d < head_dim; ++d) {
+    FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {
+      const int64_t at = d * kPanel + v * F32::kLanes;
+      fma(F32::load(outputs + at), factors.before[v], F32::load(chunk + at) * factors.chunk[v]).store(outputs + at);
     }
   }
 }

@@ -76,6 +76,34 @@ FLAGATTN_INLINE void add_to_sum(PanelStatistics& statistics, const F32 (&partial
   }
 }
 
+// Chunks -----------------------------------------------------------------------------------------------------------
+//
+// A row's softmax starts anew in every key chunk. Results join in the order of the chunks, whoever computed them; a
+// chunk that a row does not see leaves its result as it was.
+
+// What both sides' sums and outputs are multiplied by.
+struct ChunkFactors {
+  F32 before[kNV], chunk[kNV];
+};
+
+// Takes a chunk's statistics in.
+FLAGATTN_INLINE ChunkFactors merge_statistics(PanelStatistics& statistics, const PanelStatistics& chunk, F32 factor) {
+  ChunkFactors factors;
+  FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {
+    const int column = first_column(v);
+    const F32 before = F32::load(statistics.maximum + column), other = F32::load(chunk.maximum + column);
+    const F32 after = max(before, other);
+    factors.before[v] = exp2((before - after) * factor);
+    factors.chunk[v] = exp2((other - after) * factor);
+    after.store(statistics.maximum + column);
+    const F32 added = F32::load(chunk.sum + column) * factors.chunk[v];
+    fma(F32::load(statistics.sum + column), factors.before[v], added).store(statistics.sum + column);
+  }
+  return factors;
+}
+
+// Results ----------------------------------------------------------------------------------------------------------
+
 // 1 / sum, 0 for rows that saw no key; and the natural logarithm of the sum of exponentials.
 FLAGATTN_INLINE float normaliser(const PanelStatistics& statistics, int column) {
   const float sum = statistics.sum[column];
