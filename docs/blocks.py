@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import textwrap
 from typing import Any
@@ -237,3 +238,28 @@ def results_tables(language: str, up: str) -> str:
             source = _source(language, up, machine, modules[id(content)], content)
             parts.append(f"### {suite}, {machine}\n\n{source}\n\n{report.markdown(header, lines)}")
     return "\n\n".join(parts) or _nothing(language)
+
+
+def errors(language: str, up: str) -> str:
+    """How far results lie from float64, ours and plain PyTorch's, by op, result and dtype."""
+    name = report.quoted_machine()
+    path = results.RESULTS / (name or "") / "studies" / "numerics.json"
+    if name is None or not path.exists():
+        return _nothing(language)
+    study = json.loads(path.read_text(encoding="utf-8"))
+    header = [phrase(word, language) for word in ("op", "result", "dtype", "max", "plain max", "mean", "plain mean")]
+    lines = [
+        [
+            op,
+            f"`{result}`",
+            dtype,
+            *(f"{row[kind]:.1e}" for kind in ("ours max", "plain max", "ours mean", "plain mean")),
+        ]
+        for op, dtypes in study["ops"].items()
+        for result in next(iter(dtypes.values()))
+        for dtype, rows in dtypes.items()
+        for row in [rows[result]]
+    ]
+    source = f"`{study['command']}`, torch {study['torch']}, {study['cpu_level']}"
+    file = f"bench/results/{name}/studies/numerics.json"
+    return f"{report.markdown(header, lines)}\n\n{source}. [{file}]({up}{file})"

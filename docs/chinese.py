@@ -29,6 +29,12 @@ _PHRASES = {
         "最后一个查询与最后一个键对齐，因此当查询多于键时，最前面的几行什么也看不见。",
     ),
     "chart title": ("Attention forward on CPU against torch", "CPU 上注意力前向与 torch 的比较"),
+    "result": ("result", "结果"),
+    "dtype": ("dtype", "类型"),
+    "max": ("max", "最大"),
+    "plain max": ("plain's max", "朴素写法最大"),
+    "mean": ("mean", "平均"),
+    "plain mean": ("plain's mean", "朴素写法平均"),
     "no results": ("No results are committed yet.", "仓库中暂无测量结果。"),
 }
 

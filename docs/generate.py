@@ -26,6 +26,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "charts": blocks.all_charts,
     "configs": blocks.configs,
     "environment": blocks.environment,
+    "errors": blocks.errors,
     "essays": blocks.essays,
     "masks": blocks.masks,
     "options": blocks.options,
