@@ -43,6 +43,16 @@ def test_decoding_over_a_million_keys(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance * 0.01)
 
 
+def test_a_mean_over_a_million_keys_keeps_its_digits() -> None:
+    """Equal weights over 2^20 keys: sums by tiles and chunks lose little of what one chain of additions would."""
+    length = 1 << 20
+    q, k = torch.zeros(1, 1, 1, 8), torch.zeros(1, length, 1, 8)
+    v = torch.full((1, length, 1, 8), 0.1)
+    out, lse = flagattn.flash_attn_func(q, k, v, return_lse=True)
+    torch.testing.assert_close(out, torch.full_like(out, 0.1), rtol=2e-5, atol=0)
+    torch.testing.assert_close(lse.double(), torch.full_like(lse, length).double().log(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_scores_whose_count_passes_2_to_the_31(causal: bool) -> None:
     """49 000 squared is beyond int32; a window keeps the work small."""
