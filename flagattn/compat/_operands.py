@@ -1,0 +1,67 @@
+"""What the packages that are mirrored allow and this library's own functions do not: brought into the latter's form."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def integer(value: Any) -> Any:
+    """Maximal lengths come as integers or as tensors of one element."""
+    return int(value.item()) if isinstance(value, Tensor) else value
+
+
+def window_of(window_size: Any) -> tuple[int, int]:
+    """(left, right) from a pair of integers or a tensor of two; None and negative bounds are unbounded."""
+    if window_size is None:
+        return -1, -1
+    left, right = (-1 if bound is None else int(bound) for bound in window_size)
+    return max(left, -1), max(right, -1)
+
+
+def lse_for_fa2(lse: Tensor) -> Tensor:
+    """FlashAttention-2 gives +inf for rows that see no key, where this library gives -inf."""
+    return lse.masked_fill(torch.isneginf(lse), math.inf)
+
+
+def lse_from_fa2(lse: Tensor) -> Tensor:
+    return lse.masked_fill(torch.isposinf(lse), -math.inf)
+
+
+# ---- sequences of which a part is used, and pages ----
+
+
+def lengths_of(cu_seqlens: Tensor) -> Tensor:
+    return cu_seqlens[1:] - cu_seqlens[:-1]
+
+
+def cumulative(lengths: Tensor) -> Tensor:
+    """(batch + 1,) int32 prefix sums of (batch,) lengths."""
+    cu_seqlens = lengths.new_zeros(lengths.shape[0] + 1, dtype=torch.int32)
+    torch.cumsum(lengths, 0, dtype=torch.int32, out=cu_seqlens[1:])
+    return cu_seqlens
+
+
+def rows_of_sequences(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """(sequence, row within it) of every row, for sequences of these lengths laid one behind the other."""
+    sequence = torch.repeat_interleave(torch.arange(lengths.shape[0], device=lengths.device), lengths)
+    begin = torch.cumsum(lengths, 0) - lengths
+    row = torch.arange(sequence.shape[0], device=lengths.device) - begin[sequence]
+    return sequence, row + starts[sequence]
+
+
+def used_rows(cu_seqlens: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the first used[b] rows of each packed sequence lie, and the cumulative lengths they have when gathered."""
+    used = torch.minimum(used.to(torch.int32), lengths_of(cu_seqlens))
+    _, index = rows_of_sequences(cu_seqlens[:-1].long(), used.long())
+    return index, cumulative(used)
+
+
+def rows_of_pages(block_table: Tensor, page_size: int, lengths: Tensor, leftpad: Tensor | None = None) -> Tensor:
+    """Where the rows of each sequence lie in a (pages * page_size, ...) cache."""
+    starts = torch.zeros_like(lengths) if leftpad is None else leftpad.long()
+    sequence, row = rows_of_sequences(starts, lengths.long() - starts)
+    return block_table[sequence, row // page_size].long() * page_size + row % page_size

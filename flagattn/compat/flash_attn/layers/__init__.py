@@ -1,0 +1,1 @@
+"""Layers by FlashAttention-2's names."""

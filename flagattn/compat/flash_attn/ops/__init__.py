@@ -1,0 +1,1 @@
+"""Fused ops by FlashAttention-2's names."""

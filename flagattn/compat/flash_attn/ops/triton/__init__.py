@@ -1,0 +1,1 @@
+"""What FlashAttention-2 keeps as Triton kernels."""

@@ -1,0 +1,159 @@
+"""vLLM's attention functions on this library's kernels, in the argument order of its own flash-attention package.
+
+`flash_attn_varlen_func` there takes the maximal lengths before the cumulative ones and knows paged keys, `out` and
+sinks; it is inference only. After `flagattn.compat.install("vllm_flash_attn")`, `import vllm_flash_attn` finds this
+module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flagattn
+from flagattn.compat._operands import cumulative, integer, rows_of_pages, window_of
+from flagattn.compat.flash_attn_3 import flash_attn_interface as _fa3
+
+_native: Any = flagattn  # its results depend on flags
+
+# The version whose functions and arguments are mirrored.
+__version__ = "2.7.2.post1"
+
+DEFAULT_FA_VERSION = 2
+
+__all__ = [
+    "fa_version_unsupported_reason",
+    "flash_attn_varlen_func",
+    "get_scheduler_metadata",
+    "is_fa_version_supported",
+]
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    max_seqlen_q: int,
+    cu_seqlens_q: Tensor,
+    max_seqlen_k: int,
+    cu_seqlens_k: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    q_v: Tensor | None = None,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: list[int] | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+    return_softmax_lse: bool = False,
+    out: Tensor | None = None,
+    scheduler_metadata: Tensor | None = None,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+    num_splits: int = 0,
+    fa_version: int = DEFAULT_FA_VERSION,
+    s_aux: Tensor | None = None,
+    cp_world_size: int = 1,
+    cp_rank: int = 0,
+    cp_tot_seqused_k: Tensor | None = None,
+) -> Any:
+    """Attention of packed queries against packed or paged keys, without gradient.
+
+    Args:
+        q: (total_q, heads_q, head_dim).
+        k, v: (total_k, heads_k, head_dim), or with block_table (pages, page size, heads_k, head_dim).
+        max_seqlen_q, max_seqlen_k: the longest sequences.
+        cu_seqlens_q: (batch + 1,), int32.
+        cu_seqlens_k: (batch + 1,), int32; exactly one of it and seqused_k is given.
+        seqused_k: (batch,), int32, the number of keys of each sequence; needed with block_table.
+        block_table: (batch, most pages of one), int32, the pages of each sequence in order.
+        window_size: [left, right], or None for none.
+        out: where the output is written; it is returned.
+        s_aux: (heads_q,), the logits of attention sinks.
+        scheduler_metadata, num_splits, fa_version: accepted; they change no bits here.
+        dropout_p, alibi_slopes, softcap, softmax_scale, causal: as in `flagattn.flash_attn_varlen_func`.
+        q_v, the descales: must be None. cp_world_size: must be 1.
+
+    Returns:
+        out like q, or (out, lse (heads_q, total_q)) with return_softmax_lse.
+    """
+    for name, value in {"q_v": q_v, "q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}.items():
+        if value is not None:
+            raise NotImplementedError(f"{name} is given; it is not implemented, so it must be None")
+    if cp_world_size != 1:
+        raise NotImplementedError(
+            f"cp_world_size is {cp_world_size}; context parallelism is not in here, so it must be 1"
+        )
+    if (cu_seqlens_k is None) == (seqused_k is None):
+        raise ValueError("exactly one of cu_seqlens_k and seqused_k must be given")
+    if block_table is not None and seqused_k is None:
+        raise ValueError("block_table is given without seqused_k, which says how many keys each sequence has")
+    with torch.no_grad():
+        if seqused_k is not None:
+            if block_table is None:
+                raise ValueError("seqused_k is given without a block_table; packed keys have cu_seqlens_k")
+            rows = rows_of_pages(block_table, k.shape[1], seqused_k)
+            k, v = k.flatten(0, 1)[rows], v.flatten(0, 1)[rows]
+            cu_seqlens_k = cumulative(seqused_k)
+        result, lse = _native.flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            integer(max_seqlen_q),
+            integer(max_seqlen_k),
+            dropout_p,
+            softmax_scale,
+            causal,
+            window_of(window_size),
+            softcap,
+            alibi_slopes,
+            sinks=s_aux,
+            return_lse=True,
+        )
+        out = result if out is None else out.copy_(result)
+    return (out, lse) if return_softmax_lse else out
+
+
+def get_scheduler_metadata(
+    batch_size: int,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    num_heads_q: int,
+    num_heads_kv: int,
+    headdim: int,
+    cache_seqlens: Tensor,
+    qkv_dtype: torch.dtype = torch.bfloat16,
+    headdim_v: int | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k_new: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    page_size: int | None = None,
+    max_seqlen_k_new: int = 0,
+    causal: bool = False,
+    window_size: Any = (-1, -1),
+    has_softcap: bool = False,
+    num_splits: int = 0,
+    pack_gqa: bool | None = None,
+    sm_margin: int = 0,
+) -> Tensor:
+    """One int32 zero: work is distributed without a plan made beforehand."""
+    return _fa3.get_scheduler_metadata(
+        batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, cache_seqlens
+    )
+
+
+def is_fa_version_supported(fa_version: int, device: Any = None) -> bool:
+    """Whether the functions of that version have their semantics here: 2 and 3."""
+    return fa_version in (2, 3)
+
+
+def fa_version_unsupported_reason(fa_version: int, device: Any = None) -> str | None:
+    return None if is_fa_version_supported(fa_version) else f"flagattn mirrors versions 2 and 3, not {fa_version}"
