@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as _forward_ad
 
 # What torch.library.register_autograd and autograd.Function do inside; all of it is older than torch 2.11.
 _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
@@ -24,6 +25,7 @@ def differentiable(
     The op itself becomes differentiable through torch.library.register_autograd, which torch.compile traces and opcheck
     tests. In eager mode that route costs tens of microseconds, so the returned function takes an autograd.Function of
     the same two functions when a gradient is wanted, and steps below autograd when none is. Arguments are positional.
+    torch.func's transforms (grad, vjp, vmap) take a third way; forward-mode differentiation raises.
     """
     torch.library.register_autograd(op, backward, setup_context=setup_context)
 
@@ -40,16 +42,41 @@ def differentiable(
     )
     # Function.apply looks at every argument for torch.func's wrappers; `call` asks once whether there can be any.
     apply = super(torch.autograd.Function, function).apply
+    transformable: Any = type(
+        f"{op._opname}_transformable",
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(op),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+            "jvp": staticmethod(_refuse_forward_mode),
+            "generate_vmap_rule": True,
+        },
+    )
 
     def call(*args: Any) -> Any:
-        if _is_compiling() or _are_transforms_active():
+        if _is_compiling():
             return op(*args)
+        if _are_transforms_active():
+            return transformable.apply(*args)
+        if _forward_ad._current_level >= 0 and any(_is_dual(arg) for arg in args):
+            _refuse_forward_mode()
         if _is_grad_enabled() and _any_requires_grad(*args):
             return apply(*args)
         with _below_autograd():
             return op(*args)
 
     return call
+
+
+def _is_dual(arg: Any) -> bool:
+    return isinstance(arg, Tensor) and _forward_ad.unpack_dual(arg).tangent is not None
+
+
+def _refuse_forward_mode(*ignored: Any) -> Any:
+    raise NotImplementedError(
+        "flagattn has no forward-mode derivatives (jvp, jacfwd, dual tensors); use reverse mode (grad, vjp, backward)"
+    )
 
 
 def without_double_backward(op: Any) -> Callable[..., Any]:
