@@ -63,6 +63,16 @@ def _sdpa(dtype: torch.dtype, dim: int) -> Any:
     return flagattn.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+def _cached(dtype: torch.dtype, dim: int) -> Any:
+    q, k_cache, v_cache = (torch.randn(1, 5, heads, dim).to(dtype) for heads in (2, 1, 1))
+    return flagattn.flash_attn_with_kvcache(q, k_cache, v_cache, causal=True)
+
+
+def _piecewise_cached(dtype: torch.dtype, dim: int) -> Any:
+    q1, q2, k1, k2, v = (torch.randn(1, 5, heads, dim).to(dtype) for heads in (2, 2, 1, 1, 1))
+    return flagattn.piecewise_attn_with_kvcache(q1, q2, k1, k2, v, 2)
+
+
 def _rms_norm(dtype: torch.dtype, dim: int) -> Any:
     return flagattn.rms_norm(_random(3, dim, dtype=dtype), _random(dim, dtype=dtype))
 
@@ -82,6 +92,8 @@ ATTENTION: dict[str, Callable[[torch.dtype, int], Any]] = {
     "scaled_dot_product_attention": _sdpa,
     "piecewise_attn_func": _piecewise,
     "piecewise_attn_varlen_func": _piecewise_packed,
+    "flash_attn_with_kvcache": _cached,
+    "piecewise_attn_with_kvcache": _piecewise_cached,
 }
 FUSED: dict[str, Callable[[torch.dtype, int], Any]] = {
     "rms_norm": _rms_norm,
@@ -116,7 +128,7 @@ def cuda_instances(direction: str) -> dict[int, list[str]]:
 def _cuda_cell(op: str, direction: str) -> str:
     """The kernels pad head dims up to their own, so the widest one is the limit."""
     instances = cuda_instances(direction)
-    if op.startswith("piecewise") or not instances:
+    if op.startswith("piecewise") or op.endswith("kvcache") or not instances:
         return "no"
     return f"{', '.join(instances[max(instances)])}; 1..{max(instances)}"
 

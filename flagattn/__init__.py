@@ -13,6 +13,7 @@ from flagattn.attention import (
 )
 from flagattn.build_info import build_info, cpu_level
 from flagattn.explain import Explanation, explain
+from flagattn.kvcache import flash_attn_with_kvcache, piecewise_attn_with_kvcache
 from flagattn.merging import merge_attention_states
 from flagattn.norm import rms_norm
 from flagattn.piecewise import piecewise_attn_func, piecewise_attn_varlen_func
@@ -30,9 +31,11 @@ __all__ = [
     "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
     "merge_attention_states",
     "piecewise_attn_func",
     "piecewise_attn_varlen_func",
+    "piecewise_attn_with_kvcache",
     "rms_norm",
     "scaled_dot_product_attention",
     "swiglu",

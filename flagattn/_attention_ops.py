@@ -18,7 +18,7 @@ _ops: Any = torch.ops.flagattn
 # ---- for tracing ----
 
 
-def _outputs_like(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def outputs_like(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     *rows, heads, _ = q.shape
     out = q.new_empty((*rows, heads, v.shape[-1]))
     lse = q.new_empty((*rows[:-1], heads, rows[-1]), dtype=torch.float32)
@@ -30,7 +30,7 @@ def _gradients_like(*operands: Tensor) -> tuple[Tensor, ...]:
 
 
 def _attention_forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _outputs_like(q, v)
+    return outputs_like(q, v)
 
 
 def _attention_backward_fake(
@@ -42,7 +42,7 @@ def _attention_backward_fake(
 def _piecewise_forward_fake(
     q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    return _outputs_like(q1, v)
+    return outputs_like(q1, v)
 
 
 def _piecewise_backward_fake(

@@ -36,7 +36,7 @@ def check_dense_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str,
         or heads_k != heads_v
         or batch != batch_k
         or batch != batch_v
-        or _heads_are_wrong(heads_q, heads_k)
+        or heads_are_wrong(heads_q, heads_k)
         or not 1 <= head_dim <= MAX_HEAD_DIM
         or not 1 <= head_dim_v <= MAX_HEAD_DIM
     ):
@@ -57,7 +57,7 @@ def check_packed_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str
         head_dim != head_dim_k
         or total_k != total_v
         or heads_k != heads_v
-        or _heads_are_wrong(heads_q, heads_k)
+        or heads_are_wrong(heads_q, heads_k)
         or not 1 <= head_dim <= MAX_HEAD_DIM
         or not 1 <= head_dim_v <= MAX_HEAD_DIM
     ):
@@ -69,7 +69,7 @@ def check_ranks(tensors: tuple[Tensor, ...], names: tuple[str, ...], layout: str
     """Every tensor has as many dimensions as `layout`, for example "(batch, heads, seqlen, head_dim)", names."""
     for name, tensor in zip(names, tensors):
         if not isinstance(tensor, Tensor):
-            _fail_on_types((tensor,), (name,))
+            fail_on_types((tensor,), (name,))
         if tensor.dim() != layout.count(",") + 1:
             _fail_on_ranks((tensor,), (name,), layout)
 
@@ -77,7 +77,7 @@ def check_ranks(tensors: tuple[Tensor, ...], names: tuple[str, ...], layout: str
 def check_same_as(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
     """`tensor` has the dtype, device and shape of `like`."""
     if not isinstance(tensor, Tensor):
-        _fail_on_types((tensor,), (name,))
+        fail_on_types((tensor,), (name,))
     if tensor.dtype != like.dtype:
         raise TypeError(
             f"{name} is {_name(tensor.dtype)}, but {like_name} is {_name(like.dtype)}; their dtypes must be equal"
@@ -95,7 +95,7 @@ def check_same_as(tensor: Tensor, name: str, like: Tensor, like_name: str) -> No
 def check_floating(tensor: Tensor, name: str) -> None:
     """`tensor` is a tensor of a supported dtype."""
     if not isinstance(tensor, Tensor):
-        _fail_on_types((tensor,), (name,))
+        fail_on_types((tensor,), (name,))
     if tensor.dtype not in DTYPES:
         _fail_on_dtypes((tensor,), (name,))
 
@@ -111,7 +111,7 @@ def check_packing(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: Any,
     """The cumulative lengths are int32 vectors of equal length on q's device; the maximal lengths are integers."""
     for name, cu_seqlens in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if not isinstance(cu_seqlens, Tensor):
-            _fail_on_types((cu_seqlens,), (name,))
+            fail_on_types((cu_seqlens,), (name,))
         if cu_seqlens.dtype is not torch.int32:
             raise TypeError(f"{name} is {_name(cu_seqlens.dtype)}; it must be int32")
         if cu_seqlens.device != q.device:
@@ -223,7 +223,7 @@ def promoted_under_autocast(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> None:
     """q, k, v are tensors of one supported dtype on one device."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
-        _fail_on_types((q, k, v), names)
+        fail_on_types((q, k, v), names)
     dtype = q.dtype
     if dtype not in DTYPES or k.dtype != dtype or v.dtype != dtype:
         _fail_on_dtypes((q, k, v), names)
@@ -232,14 +232,14 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str])
         _fail_on_devices((q, k, v), names)
 
 
-def _heads_are_wrong(heads_q: int, heads_k: int) -> bool:
+def heads_are_wrong(heads_q: int, heads_k: int) -> bool:
     return heads_k == 0 or heads_q == 0 or heads_q % heads_k != 0
 
 
 # ---- explanations ----
 
 
-def _fail_on_types(tensors: tuple[Any, ...], names: tuple[str, ...]) -> NoReturn:
+def fail_on_types(tensors: tuple[Any, ...], names: tuple[str, ...]) -> NoReturn:
     name, value = next((n, t) for n, t in zip(names, tensors) if not isinstance(t, Tensor))
     raise TypeError(f"{name} is {_kind(value)}; it must be a tensor")
 

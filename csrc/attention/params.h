@@ -56,6 +56,22 @@ struct DropoutParams {
   float scale = 1.0f;                  // 1 / (1 - p)
 };
 
+// Keys and values that lie in a cache. Sequence b has the keys leftpad[b] to seqlens[b] + appended - 1 of its stretch
+// of the cache: batch row batch_idx[b] of k and v or, paged, row r in row r % page_size of page block_table[b][r /
+// page_size], a page being a batch row of k and v.
+struct CacheParams {
+  bool present = false;
+  int64_t rows = 0;                      // batch rows, or pages, of k and v
+  int64_t capacity = 0;                  // rows of a sequence's stretch
+  int64_t appended = 0;                  // rows that this call has written behind seqlens
+  const int32_t* seqlens = nullptr;      // (batch); null: capacity
+  const int32_t* batch_idx = nullptr;    // (batch); null: b
+  const int32_t* leftpad = nullptr;      // (batch); null: 0
+  const int32_t* block_table = nullptr;  // (batch, pages of a sequence), each row contiguous; null: not paged
+  int64_t block_table_stride = 0;
+  int64_t page_size = 0;
+};
+
 struct AttentionParams {
   DType dtype = DType::kFloat32;
   int64_t batch = 0;
@@ -95,6 +111,9 @@ struct AttentionParams {
   const float* sinks = nullptr;  // (heads_q): a key of this score and of value 0 that every row sees
   DropoutParams dropout;
 
+  CacheParams cache;
+
+  constexpr bool has_cache() const { return cache.present; }
   constexpr bool is_piecewise() const { return q2.data != nullptr; }
   constexpr bool is_packed() const { return cu_seqlens_q != nullptr; }
 };

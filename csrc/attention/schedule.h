@@ -8,19 +8,61 @@
 
 namespace flagattn {
 
-// One sequence of a dense or packed batch: where its rows start and how many there are.
+// One sequence of a dense, packed or cached batch: where its rows start and how many there are.
 struct Sequence {
   int64_t batch;    // index for batch strides: 0 where operands are packed
   int64_t first_q;  // row of the operand that is row 0 of the sequence
   int64_t first_k;
   int64_t seqlen_q;
   int64_t seqlen_k;
+  int64_t batch_k = 0;             // the same index for k and v
+  const int32_t* pages = nullptr;  // key row r is row r % page_size of batch row pages[r / page_size]
+  int64_t page_size = 0;
 };
 
 constexpr Sequence sequence_of(const AttentionParams& params, int64_t index) {
-  if (!params.is_packed()) return {index, 0, 0, params.seqlen_q, params.seqlen_k};
+  if (params.has_cache()) {
+    const CacheParams& cache = params.cache;
+    const int64_t leftpad = cache.leftpad != nullptr ? cache.leftpad[index] : 0;
+    const int64_t end = (cache.seqlens != nullptr ? cache.seqlens[index] : cache.capacity) + cache.appended;
+    Sequence sequence{index, 0, leftpad, params.seqlen_q, end - leftpad, index};
+    if (cache.batch_idx != nullptr) sequence.batch_k = cache.batch_idx[index];
+    if (cache.block_table != nullptr) {
+      sequence.pages = cache.block_table + index * cache.block_table_stride;
+      sequence.page_size = cache.page_size;
+    }
+    return sequence;
+  }
+  if (!params.is_packed()) return {index, 0, 0, params.seqlen_q, params.seqlen_k, index};
   const int64_t first_q = params.cu_seqlens_q[index], first_k = params.cu_seqlens_k[index];
-  return {0, first_q, first_k, params.cu_seqlens_q[index + 1] - first_q, params.cu_seqlens_k[index + 1] - first_k};
+  return {0, first_q, first_k, params.cu_seqlens_q[index + 1] - first_q, params.cu_seqlens_k[index + 1] - first_k, 0};
+}
+
+// Where row `row` of a sequence's keys and values lies in k and v, and how many rows from there on follow each other.
+struct KeyPlace {
+  int64_t batch;
+  int64_t row;
+  int64_t count;
+
+  constexpr int64_t offset(const HeadsView& view) const { return batch * view.batch_stride + row * view.row_stride; }
+};
+
+constexpr KeyPlace place_of_row(const Sequence& sequence, int64_t row) {
+  if (sequence.pages == nullptr) return {sequence.batch_k, row, sequence.first_k + sequence.seqlen_k - row};
+  const int64_t in_page = row % sequence.page_size;
+  return {sequence.pages[row / sequence.page_size], in_page, sequence.page_size - in_page};
+}
+
+// Calls body(done, count, place) for every stretch of keys [key, key + num_keys) that lie at equal distances; `done`
+// keys lie before it.
+template <typename Body>
+constexpr void for_each_stretch(const Sequence& sequence, int64_t key, int64_t num_keys, Body&& body) {
+  for (int64_t done = 0; done < num_keys;) {
+    const KeyPlace place = place_of_row(sequence, sequence.first_k + key + done);
+    const int64_t count = place.count < num_keys - done ? place.count : num_keys - done;
+    body(done, count, place);
+    done += count;
+  }
 }
 
 // The query rows of a group's heads are numbered as columns, row by row: column c is row c / group of the group's head

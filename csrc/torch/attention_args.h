@@ -9,6 +9,14 @@
 
 namespace flagattn {
 
+// What says where in k and v the rows of every sequence lie, if they are caches.
+struct CacheArgs {
+  const std::optional<Tensor>& seqlens;
+  const std::optional<Tensor>& batch_idx;
+  const std::optional<Tensor>& leftpad;
+  const std::optional<Tensor>& block_table;
+};
+
 struct AttentionArgs {
   const char* op;
   const Tensor& q;
@@ -25,9 +33,14 @@ struct AttentionArgs {
   int64_t window_left;
   int64_t window_right;
   double softcap;
+  const CacheArgs* cache = nullptr;
 
   const char* name_q() const { return q2 != nullptr ? "q1" : "q"; }
-  const char* name_k() const { return q2 != nullptr ? "k1" : "k"; }
+  const char* name_k() const {
+    return cache == nullptr ? q2 != nullptr ? "k1" : "k" : q2 != nullptr ? "k1_cache" : "k_cache";
+  }
+  const char* name_k2() const { return cache == nullptr ? "k2" : "k2_cache"; }
+  const char* name_v() const { return cache == nullptr ? "v" : "v_cache"; }
 };
 
 // Of (batch, seqlen, heads, head_dim), or packed (total, heads, head_dim).
@@ -74,10 +87,60 @@ inline const int32_t* check_cu_seqlens(const char* op, const Argument& cu_seqlen
   return static_cast<const int32_t*>(input_data(cu_seqlens.tensor));
 }
 
+inline const int32_t* check_int32(const char* op, const Argument& argument, const Argument& q,
+                                  std::initializer_list<int64_t> sizes, const char* meaning) {
+  check_dtype(op, argument, ScalarType::Int);
+  check_same_device(op, argument, q);
+  check_shape(op, argument, sizes, meaning);
+  check_last_dim_contiguous(op, argument);
+  return static_cast<const int32_t*>(input_data(argument.tensor));
+}
+
+// k and v are (rows, capacity, heads, head_dim), or with a block table (pages, page size, heads, head_dim).
+inline void fill_cache(const AttentionArgs& args, const Argument& q, const Argument& k, const Argument& v,
+                       AttentionParams& params) {
+  const char* op = args.op;
+  const CacheArgs& given = *args.cache;
+  CacheParams& cache = params.cache;
+  cache.present = true;
+  params.batch = q.sizes[0];
+  params.seqlen_q = q.sizes[1];
+  cache.rows = k.sizes[0];
+  cache.capacity = k.sizes[1];
+  const char* meaning = "(rows, capacity, heads_k, head_dim)";
+  if (given.block_table.has_value()) {
+    check(!given.batch_idx.has_value(), op,
+          "block_table and cache_batch_idx are both given; pages already say where a sequence lies.");
+    const Argument table("block_table", *given.block_table);
+    check(table.dim() == 2, op, "block_table has shape ", text_of(table.sizes), "; it must be (batch, pages).");
+    check(cache.capacity > 0, op, k.name, " has pages of 0 rows; they must hold at least one.");
+    const int64_t pages = table.sizes[1];
+    cache.block_table = check_int32(op, table, q, {params.batch, pages}, "(batch, pages)");
+    cache.block_table_stride = table.strides[0];
+    cache.page_size = cache.capacity;
+    cache.capacity = pages * cache.page_size;
+    meaning = "(pages, page_size, heads_k, head_dim)";
+  } else if (given.batch_idx.has_value()) {
+    cache.batch_idx = check_int32(op, {"cache_batch_idx", *given.batch_idx}, q, {params.batch}, "(batch,)");
+  } else {
+    check(cache.rows >= params.batch, op, k.name, " has ", cache.rows, " batch rows, but ", q.name, " has ",
+          params.batch, "; without cache_batch_idx or block_table there must be one for each.");
+  }
+  check_shape(op, k, {k.sizes[0], k.sizes[1], params.heads_k, params.head_dim}, meaning);
+  check_shape(op, v, {k.sizes[0], k.sizes[1], params.heads_k, params.head_dim_v}, meaning);
+  if (given.seqlens.has_value()) {
+    cache.seqlens = check_int32(op, {"cache_seqlens", *given.seqlens}, q, {params.batch}, "(batch,)");
+  }
+  if (given.leftpad.has_value()) {
+    cache.leftpad = check_int32(op, {"cache_leftpad", *given.leftpad}, q, {params.batch}, "(batch,)");
+  }
+  params.seqlen_k = cache.capacity;
+}
+
 // Everything but out and lse, which the op allocates or receives.
 inline AttentionParams checked_params(const AttentionArgs& args) {
   const char* op = args.op;
-  const Argument q(args.name_q(), args.q), k(args.name_k(), args.k), v("v", args.v);
+  const Argument q(args.name_q(), args.q), k(args.name_k(), args.k), v(args.name_v(), args.v);
   const bool packed = args.cu_seqlens_q.has_value();
   const int64_t rank = packed ? 3 : 4;
   AttentionParams params;
@@ -119,6 +182,8 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
           " and max_seqlen_k ", args.max_seqlen_k, "; neither may be negative.");
     check_shape(op, k, {params.total_k, params.heads_k, params.head_dim}, "(total_k, heads_k, head_dim)");
     check_shape(op, v, {params.total_k, params.heads_k, params.head_dim_v}, "(total_k, heads_k, head_dim_v)");
+  } else if (args.cache != nullptr) {
+    fill_cache(args, q, k, v, params);
   } else {
     params.batch = q.sizes[0];
     params.seqlen_q = q.sizes[1];
@@ -142,7 +207,7 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
 
   // The far pair
   if (args.q2 != nullptr) {
-    const Argument q2("q2", *args.q2), k2("k2", *args.k2);
+    const Argument q2("q2", *args.q2), k2(args.name_k2(), *args.k2);
     for (const auto& [far, near] : {std::pair{&q2, &q}, std::pair{&k2, &k}}) {
       check_same_dtype(op, *far, *near);
       check_same_device(op, *far, *near);

@@ -13,6 +13,7 @@ from flagattn.reference.attention import (
     piecewise_attention,
     piecewise_attention_varlen,
 )
+from flagattn.reference.kvcache import attention_with_kvcache
 from flagattn.reference.masks import far_mask, keep_mask, signed_distance
 from flagattn.reference.norm import rms_norm
 from flagattn.reference.rotary import apply_rotary
@@ -21,6 +22,7 @@ __all__ = [
     "apply_rotary",
     "attention",
     "attention_varlen",
+    "attention_with_kvcache",
     "far_mask",
     "keep_mask",
     "merge_attention_states",

@@ -7,6 +7,7 @@ from flagattn.testing.attention_cases import (
     AttentionCase,
 )
 from flagattn.testing.attention_runs import AttentionInputs, attention_by_op, attention_by_reference, make_inputs
+from flagattn.testing.caches import Cache, make_cache
 from flagattn.testing.cpu_levels import available_cpu_levels, set_cpu_level
 from flagattn.testing.layouts import LAYOUTS, laid_out
 from flagattn.testing.op_runs import check_against_oracle, run_with_gradients
@@ -19,6 +20,7 @@ __all__ = [
     "VARLEN_CASES",
     "AttentionCase",
     "AttentionInputs",
+    "Cache",
     "assert_all_close_to_oracle",
     "assert_close_to_oracle",
     "attention_by_op",
@@ -26,6 +28,7 @@ __all__ = [
     "available_cpu_levels",
     "check_against_oracle",
     "laid_out",
+    "make_cache",
     "make_inputs",
     "run_with_gradients",
     "set_cpu_level",

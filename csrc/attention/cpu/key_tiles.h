@@ -80,9 +80,10 @@ class KeyTiles {
   // `offset` keys behind the tile's first.
   template <typename T, typename Body>
   void for_each_stretch(const HeadsView& view, const KeyTile& tile, Body&& body) const {
-    body(static_cast<const T*>(view.data) + sequence_.batch * view.batch_stride +
-             (sequence_.first_k + tile.first) * view.row_stride + item_.head_k * view.head_stride,
-         int64_t{0}, int64_t{tile.num_keys});
+    const T* head = static_cast<const T*>(view.data) + item_.head_k * view.head_stride;
+    flagattn::for_each_stretch(sequence_, tile.first, tile.num_keys, [&](int64_t done, int64_t count, KeyPlace place) {
+      body(head + place.offset(view), done, count);
+    });
   }
 
   // Keys that need neither widening nor padding are read where they lie, unless their rows are so far apart that every
@@ -90,7 +91,7 @@ class KeyTiles {
   bool in_place(const KeyTile& tile, const HeadsView& view) const {
     constexpr int64_t kMostStride = 2048 / sizeof(float);
     return params_.dtype == DType::kFloat32 && view.row_stride <= kMostStride && tile.num_keys % kMR == 0 &&
-           params_.head_dim == head_dim_;
+           params_.head_dim == head_dim_ && sequence_.pages == nullptr;
   }
 
   ScoreOperands key_operands(const KeyTile& tile, const HeadsView& view, const TileSlots& tiles) const {

@@ -1,0 +1,150 @@
+#include "attention/cpu/cache.h"
+
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "attention/schedule.h"
+
+namespace flagattn::cpu {
+namespace {
+
+template <typename... Parts>
+Status refuse(const Parts&... parts) {
+  std::string text;
+  const auto add = [&text](const auto& part) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) {
+      text += std::to_string(part);
+    } else {
+      text += part;
+    }
+  };
+  (add(parts), ...);
+  return Status::error(text);
+}
+
+int64_t seqlen_of(const CacheParams& cache, int64_t b) {
+  return cache.seqlens != nullptr ? cache.seqlens[b] : cache.capacity;
+}
+int64_t leftpad_of(const CacheParams& cache, int64_t b) { return cache.leftpad != nullptr ? cache.leftpad[b] : 0; }
+
+// The pages that hold rows [begin, end) of sequence b.
+struct Pages {
+  const int32_t* table;
+  int64_t begin, end;
+};
+Pages pages_of(const CacheParams& cache, int64_t b, int64_t begin, int64_t end) {
+  const int64_t size = cache.page_size;
+  return {cache.block_table + b * cache.block_table_stride, begin / size,
+          begin < end ? (end - 1) / size + 1 : begin / size};
+}
+
+Status check_lengths(const AttentionParams& params, int64_t b) {
+  const CacheParams& cache = params.cache;
+  const int64_t seqlen = seqlen_of(cache, b), leftpad = leftpad_of(cache, b);
+  if (seqlen < 0 || seqlen > cache.capacity - cache.appended) {
+    return refuse("cache_seqlens[", b, "] is ", seqlen, "; with ", cache.appended, " rows to append and ",
+                  cache.capacity, " rows of cache it must lie between 0 and ", cache.capacity - cache.appended, ".");
+  }
+  if (leftpad < 0 || leftpad > seqlen) {
+    return refuse("cache_leftpad[", b, "] is ", leftpad, "; it must lie between 0 and cache_seqlens[", b,
+                  "] = ", seqlen, ".");
+  }
+  if (cache.batch_idx != nullptr && (cache.batch_idx[b] < 0 || cache.batch_idx[b] >= cache.rows)) {
+    return refuse("cache_batch_idx[", b, "] is ", cache.batch_idx[b], "; the cache has ", cache.rows, " batch rows.");
+  }
+  if (cache.block_table == nullptr) return Status::success();
+  const Pages pages = pages_of(cache, b, leftpad, seqlen + cache.appended);
+  for (int64_t i = pages.begin; i < pages.end; ++i) {
+    if (pages.table[i] < 0 || pages.table[i] >= cache.rows) {
+      return refuse("block_table[", b, "][", i, "] is ", pages.table[i], "; the cache has ", cache.rows, " pages.");
+    }
+  }
+  return Status::success();
+}
+
+// A batch row takes the new rows of one sequence only.
+Status check_rows_are_own(const AttentionParams& params) {
+  std::vector<bool> taken(static_cast<size_t>(params.cache.rows));
+  for (int64_t b = 0; b < params.batch; ++b) {
+    const auto row = static_cast<size_t>(params.cache.batch_idx[b]);
+    if (taken[row]) {
+      return refuse("cache_batch_idx[", b, "] is ", row,
+                    ", which another sequence has too; rows are appended to each batch row once only.");
+    }
+    taken[row] = true;
+  }
+  return Status::success();
+}
+
+// A page that takes new rows is used once. Other pages may be shared: common beginnings are.
+Status check_pages_are_own(const AttentionParams& params) {
+  const CacheParams& cache = params.cache;
+  constexpr int64_t kNobody = -1;
+  std::vector<int64_t> writer(static_cast<size_t>(cache.rows), kNobody);
+  const auto written = [&](int64_t b) {
+    return pages_of(cache, b, seqlen_of(cache, b), seqlen_of(cache, b) + cache.appended);
+  };
+  const auto shared = [](int64_t b, int64_t i, int32_t page) {
+    return refuse("block_table[", b, "][", i, "] is page ", page,
+                  ", which takes new rows and is used twice; rows are appended to pages of one use only.");
+  };
+  for (int64_t b = 0; b < params.batch; ++b) {
+    const Pages pages = written(b);
+    for (int64_t i = pages.begin; i < pages.end; ++i) {
+      int64_t& owner = writer[static_cast<size_t>(pages.table[i])];
+      if (owner != kNobody) return shared(b, i, pages.table[i]);
+      owner = b;
+    }
+  }
+  for (int64_t b = 0; b < params.batch; ++b) {
+    const Pages used = pages_of(cache, b, leftpad_of(cache, b), seqlen_of(cache, b)), own = written(b);
+    for (int64_t i = used.begin; i < used.end; ++i) {
+      if (i < own.begin && writer[static_cast<size_t>(used.table[i])] != kNobody) return shared(b, i, used.table[i]);
+    }
+  }
+  return Status::success();
+}
+
+}  // namespace
+
+Status check_cache(AttentionParams& params) {
+  const CacheParams& cache = params.cache;
+  params.seqlen_k = 0;
+  for (int64_t b = 0; b < params.batch; ++b) {
+    if (Status status = check_lengths(params, b); !status.ok()) return status;
+    const int64_t keys = seqlen_of(cache, b) + cache.appended - leftpad_of(cache, b);
+    if (keys > params.seqlen_k) params.seqlen_k = keys;
+  }
+  if (cache.appended == 0) return Status::success();
+  if (cache.batch_idx != nullptr) return check_rows_are_own(params);
+  if (cache.block_table != nullptr) return check_pages_are_own(params);
+  return Status::success();
+}
+
+void append_to_cache(const AttentionParams& params, const HeadsView& from, const HeadsView& to, int64_t head_dim,
+                     const ParallelFor& parallel) {
+  constexpr int64_t kRowsPerItem = 64;
+  const CacheParams& cache = params.cache;
+  const auto element = size_of(params.dtype);
+  const int64_t parts = (cache.appended + kRowsPerItem - 1) / kRowsPerItem;
+  const auto copy_part = [&](int64_t item, char) {
+    const int64_t b = item / parts, first = item % parts * kRowsPerItem;
+    const int64_t end = first + kRowsPerItem < cache.appended ? first + kRowsPerItem : cache.appended;
+    const Sequence sequence = sequence_of(params, b);
+    for (int64_t row = first; row < end; ++row) {
+      const KeyPlace place = place_of_row(sequence, seqlen_of(cache, b) + row);
+      const char* source =
+          static_cast<const char*>(from.data) + (b * from.batch_stride + row * from.row_stride) * element;
+      char* target = static_cast<char*>(to.data) + place.offset(to) * element;
+      for (int64_t head = 0; head < params.heads_k; ++head) {
+        std::memcpy(target + head * to.head_stride * element, source + head * from.head_stride * element,
+                    static_cast<size_t>(head_dim * element));
+      }
+    }
+  };
+  for_each_item(parallel, params.batch * parts, [] { return char{}; }, copy_part);
+}
+
+}  // namespace flagattn::cpu

@@ -1,0 +1,179 @@
+// Attention over caches on the CPU: check everything, rotate and append the new rows, attend.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "attention/cpu/attention.h"
+#include "attention/cpu/cache.h"
+#include "rotary/cpu/rotary.h"
+#include "torch/attention_args.h"
+#include "torch/executor.h"
+#include "torch/rotary_args.h"
+
+namespace flagattn {
+namespace {
+
+// Rows to append: one tensor for each of the caches.
+struct NewRows {
+  Argument rows;
+  const Tensor& cache;
+  int64_t head_dim;
+};
+
+void check_new_rows(const char* op, const NewRows& fresh, const Argument& q, const AttentionParams& params) {
+  check_same_dtype(op, fresh.rows, q);
+  check_same_device(op, fresh.rows, q);
+  check_last_dim_contiguous(op, fresh.rows);
+  check_shape(op, fresh.rows, {params.batch, params.cache.appended, params.heads_k, fresh.head_dim},
+              "(batch, seqlen_new, heads_k, head_dim)");
+  const Sizes sizes = fresh.cache.sizes(), strides = fresh.cache.strides();
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    check(strides[dim] != 0 || sizes[dim] <= 1, op, "a cache of shape ", text_of(sizes), " is expanded over dimension ",
+          dim, "; rows cannot be appended to elements that share memory.");
+  }
+}
+
+std::tuple<Tensor, Tensor> attend(const AttentionArgs& args, AttentionParams& params) {
+  Tensor out = empty_out(params, args.q);
+  Tensor lse = empty_lse(params, args.q);
+  params.out = heads_output(out);
+  params.lse = rows_output(lse);
+  check(cpu::run_attention_forward(params, torch_threads()), args.op);
+  return {std::move(out), std::move(lse)};
+}
+
+std::tuple<Tensor, Tensor> attend_cache(const AttentionArgs& args) {
+  AttentionParams params = checked_params(args);
+  check(cpu::check_cache(params), args.op);
+  return attend(args, params);
+}
+
+// seqlens[b] + i for row i of sequence b, or seqlens[b] for all its rows.
+std::vector<int64_t> positions_behind(const AttentionParams& params, int64_t rows, bool each_its_own) {
+  std::vector<int64_t> positions(static_cast<size_t>(params.batch * rows));
+  for (int64_t b = 0; b < params.batch; ++b) {
+    for (int64_t i = 0; i < rows; ++i) {
+      positions[static_cast<size_t>(b * rows + i)] = params.cache.seqlens[b] + (each_its_own ? i : 0);
+    }
+  }
+  return positions;
+}
+
+Tensor rotated(const RotaryArgs& args, const std::vector<int64_t>& positions) {
+  RotaryParams params = checked_rotary_params(args);
+  Tensor y = empty_like_device(args.x, args.x.scalar_type(), args.x.sizes());
+  params.y = rotary_operand({"y", y}, output_data(y));
+  params.positions64 = positions.data();
+  params.positions_batch_stride = params.seqlen;
+  check(cpu::run_rotary(params, torch_threads()), args.op);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> attention_kvcache(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                             const std::optional<Tensor>& cache_seqlens,
+                                             const std::optional<Tensor>& cache_batch_idx,
+                                             const std::optional<Tensor>& cache_leftpad,
+                                             const std::optional<Tensor>& block_table, double softmax_scale,
+                                             int64_t window_left, int64_t window_right, double softcap) {
+  const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
+  return attend_cache({"attention_kvcache", q, k_cache, v_cache, nullptr, nullptr, std::nullopt, std::nullopt, 0, 0,
+                       /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap, &cache});
+}
+
+std::tuple<Tensor, Tensor> attention_kvcache_append(
+    const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k, const Tensor& v,
+    const std::optional<Tensor>& rotary_cos, const std::optional<Tensor>& rotary_sin, bool rotary_interleaved,
+    const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,
+    const std::optional<Tensor>& cache_leftpad, const std::optional<Tensor>& block_table, double softmax_scale,
+    int64_t window_left, int64_t window_right, double softcap) {
+  constexpr const char* op = "attention_kvcache_append";
+  const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
+  const AttentionArgs args{op,
+                           q,
+                           k_cache,
+                           v_cache,
+                           nullptr,
+                           nullptr,
+                           std::nullopt,
+                           std::nullopt,
+                           0,
+                           0,
+                           /*dist_threshold=*/0,
+                           softmax_scale,
+                           window_left,
+                           window_right,
+                           softcap,
+                           &cache};
+  AttentionParams params = checked_params(args);
+  check(cache_seqlens.has_value(), op, "k is given, but cache_seqlens is not; it says where the new rows go.");
+  check(rotary_cos.has_value() == rotary_sin.has_value(), op, "rotary_cos and rotary_sin must be given together.");
+  const NewRows keys{{"k", k}, k_cache, params.head_dim}, values{{"v", v}, v_cache, params.head_dim_v};
+  check(k.dim() == 4, op, "k has shape ", text_of(k.sizes()), "; it must be (batch, seqlen_new, heads_k, head_dim).");
+  params.cache.appended = k.size(1);
+  check_new_rows(op, keys, {"q", q}, params);
+  check_new_rows(op, values, {"q", q}, params);
+  check(cpu::check_cache(params), op);
+
+  // Positions outside the tables are found here, before anything is written.
+  std::optional<Tensor> rotated_q, rotated_k;
+  if (rotary_cos.has_value()) {
+    const bool own_positions = params.mask.window_left >= 0 || params.mask.window_right >= 0;
+    rotated_k = rotated({op, k, *rotary_cos, *rotary_sin, rotary_interleaved, false},
+                        positions_behind(params, params.cache.appended, true));
+    rotated_q = rotated({op, q, *rotary_cos, *rotary_sin, rotary_interleaved, false},
+                        positions_behind(params, params.seqlen_q, own_positions));
+    params.q = heads_input({"q", *rotated_q});
+  }
+  const ParallelFor threads = torch_threads();
+  cpu::append_to_cache(params, heads_input({"k", rotated_k.has_value() ? *rotated_k : k}), heads_output(k_cache),
+                       params.head_dim, threads);
+  cpu::append_to_cache(params, heads_input({"v", v}), heads_output(v_cache), params.head_dim_v, threads);
+  return attend(args, params);
+}
+
+std::tuple<Tensor, Tensor> piecewise_kvcache(
+    const Tensor& q1, const Tensor& k1_cache, const Tensor& q2, const Tensor& k2_cache, const Tensor& v_cache,
+    const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,
+    const std::optional<Tensor>& cache_leftpad, const std::optional<Tensor>& block_table, int64_t dist_threshold,
+    double softmax_scale, int64_t window_left, int64_t window_right, double softcap) {
+  const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
+  return attend_cache({"piecewise_kvcache", q1, k1_cache, v_cache, &q2, &k2_cache, std::nullopt, std::nullopt, 0, 0,
+                       dist_threshold, softmax_scale, window_left, window_right, softcap, &cache});
+}
+
+std::tuple<Tensor, Tensor> piecewise_kvcache_append(
+    const Tensor& q1, const Tensor& k1_cache, const Tensor& q2, const Tensor& k2_cache, const Tensor& v_cache,
+    const Tensor& k1, const Tensor& k2, const Tensor& v, const std::optional<Tensor>& cache_seqlens,
+    const std::optional<Tensor>& cache_batch_idx, const std::optional<Tensor>& cache_leftpad,
+    const std::optional<Tensor>& block_table, int64_t dist_threshold, double softmax_scale, int64_t window_left,
+    int64_t window_right, double softcap) {
+  constexpr const char* op = "piecewise_kvcache_append";
+  const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
+  const AttentionArgs args{op, q1, k1_cache,       v_cache,       &q2,         &k2_cache,    std::nullopt, std::nullopt,
+                           0,  0,  dist_threshold, softmax_scale, window_left, window_right, softcap,      &cache};
+  AttentionParams params = checked_params(args);
+  check(cache_seqlens.has_value(), op, "k1 is given, but cache_seqlens is not; it says where the new rows go.");
+  check(k1.dim() == 4, op, "k1 has shape ", text_of(k1.sizes()),
+        "; it must be (batch, seqlen_new, heads_k, head_dim).");
+  params.cache.appended = k1.size(1);
+  const NewRows fresh[] = {{{"k1", k1}, k1_cache, params.head_dim},
+                           {{"k2", k2}, k2_cache, params.head_dim},
+                           {{"v", v}, v_cache, params.head_dim_v}};
+  for (const NewRows& rows : fresh) check_new_rows(op, rows, {"q1", q1}, params);
+  check(cpu::check_cache(params), op);
+  for (const NewRows& rows : fresh) {
+    cpu::append_to_cache(params, heads_input(rows.rows), heads_output(rows.cache), rows.head_dim, torch_threads());
+  }
+  return attend(args, params);
+}
+
+}  // namespace
+}  // namespace flagattn
+
+STABLE_TORCH_LIBRARY_IMPL(flagattn, CPU, m) {
+  m.impl("attention_kvcache", TORCH_BOX(&flagattn::attention_kvcache));
+  m.impl("attention_kvcache_append", TORCH_BOX(&flagattn::attention_kvcache_append));
+  m.impl("piecewise_kvcache", TORCH_BOX(&flagattn::piecewise_kvcache));
+  m.impl("piecewise_kvcache_append", TORCH_BOX(&flagattn::piecewise_kvcache_append));
+}

@@ -1,0 +1,166 @@
+"""Argument checks of the functions that work on caches of keys and values; the ops look at values inside tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flagattn._checks import (
+    MAX_HEAD_DIM,
+    check_floating,
+    check_integer,
+    check_ranks,
+    check_same_as,
+    fail_on_types,
+    heads_are_wrong,
+    rows_contiguous,
+)
+
+_DENSE = "(batch, seqlen, heads, head_dim)"
+_CACHE = "(rows, capacity, heads, head_dim)"
+_PAGES = "(pages, page_size, heads, head_dim)"
+
+
+def refuse_gradients(function: str, *operands: Any) -> None:
+    """Caches are written in place, so that nothing here has a gradient."""
+    if not torch.is_grad_enabled():
+        return
+    for operand in operands:
+        if isinstance(operand, Tensor) and operand.requires_grad:
+            raise RuntimeError(
+                f"{function} got an operand of shape {tuple(operand.shape)} that requires gradient; it works on caches "
+                "in place and is not differentiable, so call it under torch.no_grad()"
+            )
+
+
+def check_cached_operands(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool, names: tuple[str, str, str]
+) -> tuple[int, int]:
+    """q and the caches fit together; returns head_dim and head_dim_v."""
+    layout = _PAGES if paged else _CACHE
+    check_ranks((q,), names[:1], _DENSE)
+    check_ranks((k_cache, v_cache), names[1:], layout)
+    check_floating(q, names[0])
+    for name, cache in zip(names[1:], (k_cache, v_cache)):
+        if cache.dtype != q.dtype:
+            raise TypeError(f"{name} is {cache.dtype}, but {names[0]} is {q.dtype}; their dtypes must be equal")
+        if cache.device != q.device:
+            raise ValueError(
+                f"{name} is on {cache.device}, but {names[0]} is on {q.device}; their devices must be equal"
+            )
+        if cache.stride(-1) != 1 and cache.shape[-1] > 1:
+            raise ValueError(f"{name} has strides {cache.stride()}; its last dimension must be contiguous")
+    if q.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(f"{names[0]} is on {q.device}; attention over caches runs on the CPU only so far")
+    head_dim, head_dim_v = q.shape[-1], v_cache.shape[-1]
+    came = (
+        f"{names[0]} has shape {tuple(q.shape)}, {names[1]} {tuple(k_cache.shape)}, {names[2]} {tuple(v_cache.shape)}"
+    )
+    if k_cache.shape[:-1] != v_cache.shape[:-1]:
+        raise ValueError(f"{came}; {names[1]} and {names[2]} may differ in the last dimension only")
+    if k_cache.shape[-1] != head_dim:
+        raise ValueError(f"{came}; {names[0]} and {names[1]} must have the same head_dim")
+    if heads_are_wrong(q.shape[2], k_cache.shape[2]):
+        raise ValueError(f"{came}; the number of heads of {names[0]} must be a positive multiple of that of {names[1]}")
+    for name, dim in ((names[0], head_dim), (names[2], head_dim_v)):
+        if not 1 <= dim <= MAX_HEAD_DIM:
+            raise ValueError(f"{name} has head_dim {dim}; it must be from 1 to {MAX_HEAD_DIM}")
+    return head_dim, head_dim_v
+
+
+def check_cache_indices(
+    q: Tensor,
+    k_cache: Tensor,
+    cache_seqlens: int | Tensor | None,
+    cache_batch_idx: Tensor | None,
+    cache_leftpad: Tensor | None,
+    block_table: Tensor | None,
+) -> Tensor | None:
+    """The index tensors are int32 of the right shapes on q's device; returns cache_seqlens as a tensor."""
+    batch = q.shape[0]
+    if block_table is not None:
+        _check_int32(block_table, "block_table", q)
+        if block_table.dim() != 2 or block_table.shape[0] != batch:
+            raise ValueError(
+                f"block_table has shape {tuple(block_table.shape)}; it must be (batch, pages) of {batch} rows"
+            )
+        if block_table.stride(-1) != 1 and block_table.shape[-1] > 1:
+            raise ValueError(f"block_table has strides {block_table.stride()}; its last dimension must be contiguous")
+        if cache_batch_idx is not None:
+            raise ValueError("block_table and cache_batch_idx are both given; pages say where a sequence lies already")
+        if k_cache.shape[1] == 0:
+            raise ValueError(
+                f"k_cache has shape {tuple(k_cache.shape)}; with block_table its pages need at least a row"
+            )
+    elif cache_batch_idx is None and k_cache.shape[0] < batch:
+        raise ValueError(
+            f"k_cache has {k_cache.shape[0]} rows, but q has {batch}; without cache_batch_idx or block_table "
+            "there must be one for each"
+        )
+    seqlens = None if cache_seqlens is None else _as_vector(cache_seqlens, q)
+    vectors = (("cache_seqlens", seqlens), ("cache_batch_idx", cache_batch_idx), ("cache_leftpad", cache_leftpad))
+    for name, vector in vectors:
+        if vector is None:
+            continue
+        _check_int32(vector, name, q)
+        if vector.shape != (batch,):
+            raise ValueError(f"{name} has shape {tuple(vector.shape)}; it must be (batch,) = ({batch},)")
+        if vector.stride(0) != 1 and batch > 1:
+            raise ValueError(f"{name} has the stride {vector.stride(0)}; it must be contiguous")
+    return seqlens
+
+
+def _as_vector(cache_seqlens: int | Tensor, q: Tensor) -> Tensor:
+    if isinstance(cache_seqlens, Tensor):
+        return cache_seqlens
+    check_integer(cache_seqlens, "cache_seqlens")
+    if isinstance(cache_seqlens, int) and not 0 <= cache_seqlens <= torch.iinfo(torch.int32).max:
+        raise RuntimeError(f"cache_seqlens is {cache_seqlens}; it must lie between 0 and the rows of the cache")
+    return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+
+
+def check_new_rows(q: Tensor, rows: dict[str, tuple[Tensor, Tensor]], cache_seqlens: object) -> None:
+    """Every tensor of new rows fits its cache and the others; `rows` maps a name to (new rows, cache)."""
+    first = next(iter(rows))
+    if cache_seqlens is None:
+        raise ValueError(f"{first} is given, but cache_seqlens is not; it says where the new rows go")
+    for name, (tensor, cache) in rows.items():
+        check_ranks((tensor,), (name,), _DENSE)
+        wanted = (q.shape[0], rows[first][0].shape[1], cache.shape[2], cache.shape[3])
+        if tensor.dtype != cache.dtype:
+            raise TypeError(f"{name} is {tensor.dtype}, but its cache is {cache.dtype}; their dtypes must be equal")
+        if tensor.device != q.device:
+            raise ValueError(f"{name} is on {tensor.device}, but q is on {q.device}; their devices must be equal")
+        if tuple(tensor.shape) != wanted:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; it must be (batch, seqlen_new, heads_k, head_dim) = {wanted}"
+            )
+
+
+def check_rotary_tables(q: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """cos and sin are both there and fit q, or neither is; returns them with contiguous last dimensions."""
+    if cos is None and sin is None:
+        return None, None
+    if cos is None or sin is None:
+        raise ValueError("rotary_cos and rotary_sin must be given together")
+    check_ranks((cos, sin), ("rotary_cos", "rotary_sin"), "(positions, rotary_dim / 2)")
+    check_floating(cos, "rotary_cos")
+    check_same_as(sin, "rotary_sin", cos, "rotary_cos")
+    if cos.device != q.device:
+        raise ValueError(f"rotary_cos is on {cos.device}, but q is on {q.device}; their devices must be equal")
+    if 2 * cos.shape[-1] > q.shape[-1]:
+        raise ValueError(
+            f"rotary_cos has shape {tuple(cos.shape)}, but q has head_dim {q.shape[-1]}; it has at most half of it"
+        )
+    return rows_contiguous(cos), rows_contiguous(sin)
+
+
+def _check_int32(tensor: Any, name: str, q: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        fail_on_types((tensor,), (name,))
+    if tensor.dtype is not torch.int32:
+        raise TypeError(f"{name} is {tensor.dtype}; it must be int32")
+    if tensor.device != q.device:
+        raise ValueError(f"{name} is on {tensor.device}, but q is on {q.device}; their devices must be equal")
