@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def dry_run(*arguments: str) -> str:
-    command = ["make", "--dry-run", *arguments]
+    command = ["make", "--no-print-directory", "--dry-run", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
