@@ -9,7 +9,6 @@ from flagattn.attention import (
     flash_attn_varlen_func,
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
-    scaled_dot_product_attention,
 )
 from flagattn.build_info import build_info, cpu_level
 from flagattn.explain import Explanation, explain
@@ -18,6 +17,7 @@ from flagattn.merging import merge_attention_states
 from flagattn.norm import rms_norm
 from flagattn.piecewise import piecewise_attn_func, piecewise_attn_varlen_func
 from flagattn.rotary import apply_rotary
+from flagattn.sdpa import scaled_dot_product_attention
 
 __all__ = [
     "Explanation",

@@ -162,14 +162,16 @@ def check_softcap(softcap: float) -> None:
         raise ValueError(f"softcap is {softcap}; it must be finite and >= 0, where 0 switches it off")
 
 
-def refuse_unsupported(dropout_p: float, alibi_slopes: object, sinks: object, block_table: object = None) -> None:
-    """Arguments of FlashAttention-2's signatures that this version does not implement."""
-    if dropout_p != 0.0:
-        raise NotImplementedError(f"dropout_p is {dropout_p}; attention dropout is not implemented, so it must be 0")
+def refuse_unsupported(alibi_slopes: object, sinks: object) -> None:
+    """Arguments that attention over caches does not implement."""
     if alibi_slopes is not None:
-        raise NotImplementedError("alibi_slopes is given; ALiBi is not implemented, so it must be None")
+        raise NotImplementedError("alibi_slopes is given; ALiBi is not implemented here, so it must be None")
     if sinks is not None:
-        raise NotImplementedError("sinks is given; attention sinks are not implemented, so it must be None")
+        raise NotImplementedError("sinks is given; attention sinks are not implemented here, so it must be None")
+
+
+def refuse_block_table(block_table: object) -> None:
+    """An argument of FlashAttention-2's signatures that this version does not implement."""
     if block_table is not None:
         raise NotImplementedError("block_table is given; paged keys and values are not implemented, so it must be None")
 

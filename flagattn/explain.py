@@ -15,6 +15,7 @@ import flagattn.attention
 import flagattn.norm
 import flagattn.piecewise
 import flagattn.rotary
+import flagattn.sdpa
 from flagattn.build_info import build_info
 
 CPU_LEVELS = ("scalar", "avx2", "avx512")
@@ -28,9 +29,8 @@ _ATTENTION = {
         "flash_attn_varlen_func",
         "flash_attn_varlen_kvpacked_func",
         "flash_attn_varlen_qkvpacked_func",
-        "scaled_dot_product_attention",
     )
-}
+} | {"scaled_dot_product_attention": flagattn.sdpa.scaled_dot_product_attention}
 _PIECEWISE = {
     "piecewise_attn_func": flagattn.piecewise.piecewise_attn_func,
     "piecewise_attn_varlen_func": flagattn.piecewise.piecewise_attn_varlen_func,

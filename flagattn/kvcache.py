@@ -113,7 +113,7 @@ def flash_attn_with_kvcache(
 
     Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023.
     """
-    refuse_unsupported(0.0, alibi_slopes, sinks)
+    refuse_unsupported(alibi_slopes, sinks)
     refuse_gradients("flash_attn_with_kvcache", q, k_cache, v_cache, k, v)
     q, k, v = _in_dtype_of(k_cache, q, k, v)
     head_dim, head_dim_v = check_cached_operands(q, k_cache, v_cache, block_table is not None, _NAMES)
@@ -178,7 +178,7 @@ def piecewise_attn_with_kvcache(
 
     Source: FlagAttention (FlagOpen, 2023), whose operator this is.
     """
-    refuse_unsupported(0.0, None, sinks)
+    refuse_unsupported(None, sinks)
     refuse_gradients("piecewise_attn_with_kvcache", q1, q2, k1_cache, k2_cache, v_cache, k1, k2, v)
     q1, q2, k1, k2, v = _in_dtype_of(k1_cache, q1, q2, k1, k2, v)
     head_dim, head_dim_v = check_cached_operands(q1, k1_cache, v_cache, block_table is not None, _PIECEWISE_NAMES)

@@ -29,11 +29,11 @@ from flagattn._checks import (
     check_softcap,
     padded,
     prepared,
-    refuse_unsupported,
     scale_or_default,
     under_autocast,
     window_bounds,
 )
+from flagattn._score_options import checked_sinks
 
 _NAMES = ("q1", "k1", "v")
 
@@ -64,24 +64,25 @@ def piecewise_attn_func(
         causal: row i sees no key behind i + seqlen_k - seqlen_q, that is of d < 0.
         window_size: (left, right), inclusive around i + seqlen_k - seqlen_q; -1 is unbounded.
         softcap: bounds the scores softly to (-softcap, softcap); 0 switches it off.
-        sinks: must be None.
+        sinks: (heads_q,), floating: one more key per head, of this score and of value 0, that every row sees.
         return_lse: return (out, lse).
 
     Returns:
         out (batch, seqlen_q, heads_q, head_dim_v) in q1's dtype, and where asked for lse (batch, heads_q, seqlen_q) in
-        float32, natural log, -inf for rows that see no key.
+        float32, natural log, sinks included; -inf for rows that see no key.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
-        NotImplementedError: sinks is asked for.
 
-    Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
+    Differentiable once in q1, k1, q2, k2, v and sinks, through out and lse; under autocast q, k, v are cast to its
+    dtype.
     """
-    refuse_unsupported(0.0, None, sinks)
     q1, k1, q2, k2, v = under_autocast(q1, k1, q2, k2, v)
     seqlen_q, seqlen_k, *head_dims = check_dense_operands(q1, k1, v, _NAMES)
     packing = (None, None, seqlen_q, seqlen_k)
-    out, lse = _call(q1, k1, q2, k2, v, packing, head_dims, dist_threshold, softmax_scale, causal, window_size, softcap)
+    out, lse = _call(
+        q1, k1, q2, k2, v, packing, head_dims, dist_threshold, softmax_scale, causal, window_size, softcap, sinks
+    )
     return (out, lse) if return_lse else out
 
 
@@ -124,16 +125,17 @@ def piecewise_attn_varlen_func(
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
         RuntimeError: on the CPU, cu_seqlens does not rise from 0, or exceeds the tensors or the maximal length.
-        NotImplementedError: sinks is asked for.
 
-    Differentiable once in q1, k1, q2, k2 and v, through out and lse; under autocast they are cast to its dtype.
+    Differentiable once in q1, k1, q2, k2, v and sinks, through out and lse; under autocast q, k, v are cast to its
+    dtype.
     """
-    refuse_unsupported(0.0, None, sinks)
     q1, k1, q2, k2, v = under_autocast(q1, k1, q2, k2, v)
     head_dims = check_packed_operands(q1, k1, v, _NAMES)
     check_packing(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q1)
     packing = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    out, lse = _call(q1, k1, q2, k2, v, packing, head_dims, dist_threshold, softmax_scale, causal, window_size, softcap)
+    out, lse = _call(
+        q1, k1, q2, k2, v, packing, head_dims, dist_threshold, softmax_scale, causal, window_size, softcap, sinks
+    )
     return (out, lse) if return_lse else out
 
 
@@ -150,6 +152,7 @@ def _call(
     causal: bool,
     window_size: tuple[int, int],
     softcap: float,
+    sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     check_same_as(q2, "q2", q1, "q1")
     check_same_as(k2, "k2", k1, "k1")
@@ -160,8 +163,10 @@ def _call(
     left, right = window_bounds(window_size, causal)
     head_dim, head_dim_v = head_dims
     scale = scale_or_default(softmax_scale, head_dim)
+    if sinks is not None:
+        sinks = checked_sinks(sinks, q1)
     operands = prepared(q1, k1, q2, k2, v)
     if head_dim % 8 != 0 or head_dim_v % 8 != 0:
         operands = padded(*operands)
-    out, lse = piecewise_op(*operands, *packing, dist_threshold, scale, left, right, softcap)
+    out, lse = piecewise_op(*operands, *packing, dist_threshold, scale, left, right, softcap, sinks)
     return out if head_dim_v % 8 == 0 else out[..., :head_dim_v], lse

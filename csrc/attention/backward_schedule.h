@@ -60,6 +60,7 @@ struct BackwardPart {
   int64_t head_k;
   int64_t first_column;
   int64_t num_columns;
+  int64_t sequence_index = 0;  // in the batch
 };
 
 // Parts are taken, and their shares summed, from the last columns to the first: under a causal mask the later ones see

@@ -17,6 +17,10 @@ struct KeyRange {
   FLAGATTN_HOST_DEVICE constexpr bool empty() const { return end <= begin; }
 };
 
+FLAGATTN_HOST_DEVICE constexpr KeyRange intersection(const KeyRange& a, const KeyRange& b) {
+  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
+}
+
 // The lengths of one sequence and its mask. Row i is aligned with key i + seqlen_k - seqlen_q (bottom-right).
 struct MaskShape {
   int64_t seqlen_q;

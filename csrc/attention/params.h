@@ -128,7 +128,8 @@ struct AttentionBackwardParams {
   // With respect to the bias: in its dtype and with its strides, where 0 sums over the dimension. data null: not asked
   // for.
   ScoresView dbias;
-  // Where there are sinks: every row's share of its head's gradient.
+  // Where there are sinks: (heads_q), and every row's share of its head's gradient, which are summed last.
+  float* dsinks = nullptr;
   RowsView dsink_shares;
 };
 

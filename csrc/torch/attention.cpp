@@ -26,23 +26,28 @@ std::tuple<Tensor, Tensor> run_forward(const AttentionArgs& args) {
   return {std::move(out), std::move(lse)};
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const std::optional<Tensor>& cu_seqlens_q,
-                                             const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
-                                             int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
-                                             int64_t window_right, double softcap) {
+std::tuple<Tensor, Tensor> attention_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
+    const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
+    int64_t window_left, int64_t window_right, double softcap, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& keep, const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& rng_state, double dropout_p) {
   return run_forward({"attention_forward", q, k, v, nullptr, nullptr, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                       max_seqlen_k,
-                      /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap});
+                      /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap,
+                      ScoreArgs{pointer_to(bias), pointer_to(keep), pointer_to(alibi_slopes), pointer_to(sinks),
+                                pointer_to(rng_state), dropout_p}});
 }
 
 std::tuple<Tensor, Tensor> piecewise_forward(const Tensor& q1, const Tensor& k1, const Tensor& q2, const Tensor& k2,
                                              const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
                                              const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
                                              int64_t max_seqlen_k, int64_t dist_threshold, double softmax_scale,
-                                             int64_t window_left, int64_t window_right, double softcap) {
+                                             int64_t window_left, int64_t window_right, double softcap,
+                                             const std::optional<Tensor>& sinks) {
   return run_forward({"piecewise_forward", q1, k1, v, &q2, &k2, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                      dist_threshold, softmax_scale, window_left, window_right, softcap});
+                      dist_threshold, softmax_scale, window_left, window_right, softcap,
+                      ScoreArgs{.sinks = pointer_to(sinks)}});
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "attention/params.h"
+#include "torch/score_args.h"
 #include "torch/tensor_utils.h"
 
 namespace flagattn {
@@ -33,6 +34,7 @@ struct AttentionArgs {
   int64_t window_left;
   int64_t window_right;
   double softcap;
+  ScoreArgs scores = {};
   const CacheArgs* cache = nullptr;
 
   const char* name_q() const { return q2 != nullptr ? "q1" : "q"; }
@@ -236,6 +238,7 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
         "; it must be finite in fp32.");
   check(std::isfinite(params.softcap) && (params.softcap > 0.0f) == (args.softcap > 0.0), op, "softcap is ",
         args.softcap, "; it must be 0 (off), or positive and finite in fp32.");
+  check_score_args(op, args.scores, q, params);
   return params;
 }
 

@@ -12,11 +12,12 @@ namespace flagattn {
 namespace {
 
 // Rows behind the last packed sequence are the kernel's to clear: their number is known on the device only.
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const std::optional<Tensor>& cu_seqlens_q,
-                                             const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
-                                             int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
-                                             int64_t window_right, double softcap) {
+std::tuple<Tensor, Tensor> attention_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
+    const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
+    int64_t window_left, int64_t window_right, double softcap, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& keep, const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& rng_state, double dropout_p) {
   const AttentionArgs args{"attention_forward",
                            q,
                            k,
@@ -31,7 +32,9 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
                            softmax_scale,
                            window_left,
                            window_right,
-                           softcap};
+                           softcap,
+                           ScoreArgs{pointer_to(bias), pointer_to(keep), pointer_to(alibi_slopes), pointer_to(sinks),
+                                     pointer_to(rng_state), dropout_p}};
   AttentionParams params = checked_params(args);
   const torch::stable::accelerator::DeviceGuard on_device(q.get_device_index());
   Tensor out = empty_out(params, q);
@@ -42,25 +45,25 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
   return {std::move(out), std::move(lse)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor&, const std::optional<Tensor>&, const Tensor&,
-                                                      const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                      const std::optional<Tensor>&, const std::optional<Tensor>&,
-                                                      int64_t, int64_t, double, int64_t, int64_t, double) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
+    const Tensor&, const std::optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+    const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t, int64_t, double, int64_t,
+    int64_t, double, const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+    const std::optional<Tensor>&, const std::optional<Tensor>&, double, bool) {
   fail("attention_backward", "dout is on a CUDA device; the backward runs on the CPU only so far.");
 }
 
 std::tuple<Tensor, Tensor> piecewise_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                              const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t,
-                                             int64_t, int64_t, double, int64_t, int64_t, double) {
+                                             int64_t, int64_t, double, int64_t, int64_t, double,
+                                             const std::optional<Tensor>&) {
   fail("piecewise_forward", "q1 is on a CUDA device; piecewise attention runs on the CPU only so far.");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(const Tensor&, const std::optional<Tensor>&,
-                                                                      const Tensor&, const Tensor&, const Tensor&,
-                                                                      const Tensor&, const Tensor&, const Tensor&,
-                                                                      const Tensor&, const std::optional<Tensor>&,
-                                                                      const std::optional<Tensor>&, int64_t, int64_t,
-                                                                      int64_t, double, int64_t, int64_t, double) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(
+    const Tensor&, const std::optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+    const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t,
+    int64_t, int64_t, double, int64_t, int64_t, double, const std::optional<Tensor>&) {
   fail("piecewise_backward", "dout is on a CUDA device; piecewise attention runs on the CPU only so far.");
 }
 

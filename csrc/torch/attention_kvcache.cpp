@@ -77,8 +77,23 @@ std::tuple<Tensor, Tensor> attention_kvcache(const Tensor& q, const Tensor& k_ca
                                              const std::optional<Tensor>& block_table, double softmax_scale,
                                              int64_t window_left, int64_t window_right, double softcap) {
   const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-  return attend_cache({"attention_kvcache", q, k_cache, v_cache, nullptr, nullptr, std::nullopt, std::nullopt, 0, 0,
-                       /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap, &cache});
+  return attend_cache({"attention_kvcache",
+                       q,
+                       k_cache,
+                       v_cache,
+                       nullptr,
+                       nullptr,
+                       std::nullopt,
+                       std::nullopt,
+                       0,
+                       0,
+                       /*dist_threshold=*/0,
+                       softmax_scale,
+                       window_left,
+                       window_right,
+                       softcap,
+                       {},
+                       &cache});
 }
 
 std::tuple<Tensor, Tensor> attention_kvcache_append(
@@ -104,6 +119,7 @@ std::tuple<Tensor, Tensor> attention_kvcache_append(
                            window_left,
                            window_right,
                            softcap,
+                           {},
                            &cache};
   AttentionParams params = checked_params(args);
   check(cache_seqlens.has_value(), op, "k is given, but cache_seqlens is not; it says where the new rows go.");
@@ -138,8 +154,23 @@ std::tuple<Tensor, Tensor> piecewise_kvcache(
     const std::optional<Tensor>& cache_leftpad, const std::optional<Tensor>& block_table, int64_t dist_threshold,
     double softmax_scale, int64_t window_left, int64_t window_right, double softcap) {
   const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-  return attend_cache({"piecewise_kvcache", q1, k1_cache, v_cache, &q2, &k2_cache, std::nullopt, std::nullopt, 0, 0,
-                       dist_threshold, softmax_scale, window_left, window_right, softcap, &cache});
+  return attend_cache({"piecewise_kvcache",
+                       q1,
+                       k1_cache,
+                       v_cache,
+                       &q2,
+                       &k2_cache,
+                       std::nullopt,
+                       std::nullopt,
+                       0,
+                       0,
+                       dist_threshold,
+                       softmax_scale,
+                       window_left,
+                       window_right,
+                       softcap,
+                       {},
+                       &cache});
 }
 
 std::tuple<Tensor, Tensor> piecewise_kvcache_append(
@@ -150,8 +181,9 @@ std::tuple<Tensor, Tensor> piecewise_kvcache_append(
     int64_t window_right, double softcap) {
   constexpr const char* op = "piecewise_kvcache_append";
   const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-  const AttentionArgs args{op, q1, k1_cache,       v_cache,       &q2,         &k2_cache,    std::nullopt, std::nullopt,
-                           0,  0,  dist_threshold, softmax_scale, window_left, window_right, softcap,      &cache};
+  const AttentionArgs args{op,           q1, k1_cache, v_cache,        &q2,           &k2_cache,   std::nullopt,
+                           std::nullopt, 0,  0,        dist_threshold, softmax_scale, window_left, window_right,
+                           softcap,      {}, &cache};
   AttentionParams params = checked_params(args);
   check(cache_seqlens.has_value(), op, "k1 is given, but cache_seqlens is not; it says where the new rows go.");
   check(k1.dim() == 4, op, "k1 has shape ", text_of(k1.sizes()),

@@ -30,7 +30,7 @@ def attention_gradients(
         dout, q, k, v, out = padded(dout, q, k, v, out)
     lengths = packing if packing is not None else (None, None, q.shape[1], k.shape[1])
     with torch.no_grad():
-        dq, dk, dv = _attention_backward_op(
+        dq, dk, dv, *_ = _attention_backward_op(
             dout, None, q, k, v, out, lse.contiguous(), *lengths, scale, *window, softcap
         )
     return dq[..., :head_dim], dk[..., :head_dim], dv[..., :head_dim_v], delta

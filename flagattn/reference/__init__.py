@@ -8,11 +8,13 @@ They run on any device and import nothing but torch.
 from flagattn.reference.activation import swiglu
 from flagattn.reference.attention import (
     attention,
+    attention_column_sums,
     attention_varlen,
     merge_attention_states,
     piecewise_attention,
     piecewise_attention_varlen,
 )
+from flagattn.reference.dropout import dropout_keep_mask, philox
 from flagattn.reference.kvcache import attention_with_kvcache
 from flagattn.reference.masks import far_mask, keep_mask, signed_distance
 from flagattn.reference.norm import rms_norm
@@ -21,11 +23,14 @@ from flagattn.reference.rotary import apply_rotary
 __all__ = [
     "apply_rotary",
     "attention",
+    "attention_column_sums",
     "attention_varlen",
     "attention_with_kvcache",
+    "dropout_keep_mask",
     "far_mask",
     "keep_mask",
     "merge_attention_states",
+    "philox",
     "piecewise_attention",
     "piecewise_attention_varlen",
     "rms_norm",

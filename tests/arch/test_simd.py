@@ -1,4 +1,4 @@
-"""The SIMD wrapper, the row-wise kernels and Philox against plain C++, at each ISA level; AVX-512 by emulation elsewhere."""
+"""The SIMD wrapper, the row-wise kernels and Philox against plain C++, at each ISA level; AVX-512 also emulated."""
 
 from __future__ import annotations
 

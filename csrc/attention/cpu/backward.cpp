@@ -58,6 +58,7 @@ class Share {
 struct Chain {
   Sequence sequence;
   int64_t head_k;
+  int64_t sequence_index;
   BackwardSplit split;
   std::vector<Share*> finished;  // by part; null: not finished, or already summed
   int64_t num_summed = 0;
@@ -80,7 +81,7 @@ class Driver {
       const BackwardSplit split = backward_split(sequence.seqlen_q, group_);
       if (sequence.seqlen_k > most_keys_) most_keys_ = sequence.seqlen_k;
       for (int64_t head = 0; head < params.forward.heads_k; ++head) {
-        chains_.push_back({sequence, head, split, std::vector<Share*>(static_cast<size_t>(split.parts))});
+        chains_.push_back({sequence, head, index, split, std::vector<Share*>(static_cast<size_t>(split.parts))});
         num_parts_ += split.parts;
       }
     }
@@ -101,7 +102,8 @@ class Driver {
       try {
         Share* share = get_share();
         lock.unlock();
-        const BackwardPart part = backward_part(chain.sequence, chain.head_k, group_, chain.split, index);
+        BackwardPart part = backward_part(chain.sequence, chain.head_k, group_, chain.split, index);
+        part.sequence_index = chain.sequence_index;
         share->clear();
         if (part.num_columns > 0) kernels_.run_part(params_, part, scratch, share->view());
         lock.lock();
@@ -173,6 +175,21 @@ class Driver {
   bool failed_ = false;
 };
 
+// Every head's sum of its rows' shares, in their order.
+void sum_sink_shares(const AttentionBackwardParams& params) {
+  const AttentionParams& forward = params.forward;
+  for (int64_t head = 0; head < forward.heads_q; ++head) {
+    double sum = 0.0;
+    for (int64_t index = 0; index < forward.batch; ++index) {
+      const Sequence sequence = sequence_of(forward, index);
+      const RowsView& shares = params.dsink_shares;
+      const float* rows = shares.data + sequence.batch * shares.batch_stride + head * shares.head_stride;
+      for (int64_t row = 0; row < sequence.seqlen_q; ++row) sum += rows[sequence.first_q + row];
+    }
+    params.dsinks[head] = static_cast<float>(sum);
+  }
+}
+
 }  // namespace
 
 Status run_attention_backward(const AttentionBackwardParams& params, const ParallelFor& parallel) {
@@ -183,6 +200,7 @@ Status run_attention_backward(const AttentionBackwardParams& params, const Paral
   if (workers > 0) {
     parallel.run(workers, [](void* opaque, int64_t) { static_cast<Driver*>(opaque)->work(); }, &driver);
   }
+  if (params.forward.sinks != nullptr) sum_sink_shares(params);
   return Status::success();
 }
 

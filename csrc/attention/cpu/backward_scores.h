@@ -2,6 +2,8 @@
 //
 //   P^T = exp(factor * K Q^T - lse)          dS^T = P^T * (V dO^T - delta)          [* 1 - tanh^2 with softcap]
 //
+// Dropout multiplies P on its way to dV, and V dO^T, by the factors of its weights.
+//
 // P is final at once, since the forward kept its normaliser: no maximum, no rescaling.
 #pragma once
 
@@ -12,6 +14,7 @@
 #include "attention/cpu/backward_scratch.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/score_terms.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
@@ -35,6 +38,13 @@ struct GradientContext {
   float factor;          // of the exponent
   float* weights;        // [key][kPanel], as both dscores
   float *near_dscores, *far_dscores;
+  // Biases and masks of the tile (score_terms.h) and factors of dropout, as the weights; null: none. Where terms are
+  // additive, scores are multiplied by `unit` first.
+  const float *terms, *dropout;
+  bool additive;
+  float unit;
+
+  bool has_clear_keys() const { return softcap_factor == 0.0f && terms == nullptr && dropout == nullptr; }
 };
 
 // dst[key][column] = or += the product of kMR rows and NV vectors of columns.
@@ -138,7 +148,7 @@ FLAGATTN_KERNEL void weigh_edge_strip(const GradientContext& context, const Back
     for (int r = 0; r < kMR; ++r) {
       const int64_t at = (key + r) * kPanel + c;
       const int32_t number = context.first_key + key + r;
-      const Mask seen = (begin < I32::set1(number + 1)) & (I32::set1(number) < end);
+      Mask seen = (begin < I32::set1(number + 1)) & (I32::set1(number) < end);
       const Mask far = I32::set1(number) < far_end;
       F32 score = F32::load(context.weights + at);
       if (kind == StripKind::kBorder) score = select(far, F32::load(context.far_dscores + at), score);
@@ -147,10 +157,21 @@ FLAGATTN_KERNEL void weigh_edge_strip(const GradientContext& context, const Back
         score = tanh(score * F32::set1(context.softcap_factor));
         slope = one - score * score;
       }
+      if (context.terms != nullptr) {
+        const F32 term = F32::load(context.terms + at);
+        seen = seen & (term > F32::set1(kLeastTerm));
+        if (context.additive) score = fma(score, F32::set1(context.unit), term);
+      }
       const F32 p = select(seen, exp(fms(score, F32::set1(context.factor), lse)), zero);
-      p.store(context.weights + at);
       float* dscores = kind == StripKind::kFar ? context.far_dscores : context.near_dscores;
-      const F32 ds = select(seen, p * (F32::load(dscores + at) - delta) * slope, zero);
+      F32 weight = p, dp = F32::load(dscores + at);
+      if (context.dropout != nullptr) {
+        const F32 kept = F32::load(context.dropout + at);
+        weight = p * kept;
+        dp = select(kept > zero, dp * kept, zero);
+      }
+      weight.store(context.weights + at);
+      const F32 ds = select(seen, p * (dp - delta) * slope, zero);
       if (kind == StripKind::kBorder) {
         select(far, zero, ds).store(context.near_dscores + at);
         select(far, ds, zero).store(context.far_dscores + at);

@@ -8,6 +8,7 @@
 #include "attention/backward_schedule.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/score_terms.h"
 #include "attention/params.h"
 
 namespace flagattn::FLAGATTN_ISA {
@@ -23,7 +24,9 @@ struct ColumnRange {
 struct BackwardPanel {
   int64_t first_column;  // in the block
   int num_vectors;
+  Column columns[kPanel];
   PanelMask mask;
+  TileSeen tile_seen;               // of the tile at hand, where masks or biases join the scores
   alignas(64) float lse[kPanel];    // kNoWeight where the column takes no gradient
   alignas(64) float delta[kPanel];  // rowsum(dO * O) - dLSE
   // Against the tile at hand; near and far are kept where attention is piecewise.
@@ -62,6 +65,8 @@ struct BackwardScratch {
   float* outs;               // [head_dim_v][kPanel], of the panel that is packed
   TileCache values;
   float* weights;  // P, as dscores
+  // Of one panel against one tile: biases and masks, and the factors of dropout.
+  float *terms, *dropout;
   BackwardPanel* panels;
 };
 
@@ -120,6 +125,8 @@ inline BackwardScratch carve(const AttentionParams& params, int64_t columns, cha
   scratch.dout_rows = rows(dim_v);
   scratch.outs = floats(kPanel * dim_v);
   scratch.weights = floats(panels * kBackwardKeyTile * kPanel);
+  scratch.terms = floats(ScoreTerms::exist(params) ? kBackwardKeyTile * kPanel : 0);
+  scratch.dropout = floats(params.dropout.rng_state != nullptr ? kBackwardKeyTile * kPanel : 0);
   scratch.panels = reinterpret_cast<BackwardPanel*>(take(static_cast<size_t>(panels) * sizeof(BackwardPanel)));
   layout = {columns, at};
   return scratch;

@@ -1,6 +1,7 @@
 // One part of the attention backward: its columns in blocks, every block against all the key tiles it sees.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -11,7 +12,9 @@
 #include "attention/cpu/backward_products.h"
 #include "attention/cpu/backward_scores.h"
 #include "attention/cpu/backward_scratch.h"
+#include "attention/cpu/dropout.h"
 #include "attention/cpu/pack.h"
+#include "attention/cpu/score_terms.h"
 #include "attention/mask.h"
 
 namespace flagattn::FLAGATTN_ISA {
@@ -41,6 +44,14 @@ class BackwardWorker {
     scratch_ = carve(forward_, columns, static_cast<char*>(scratch), layout_);
     softcap_factor_ = forward_.softcap > 0.0f ? forward_.softmax_scale / forward_.softcap : 0.0f;
     factor_ = forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale;
+    if (ScoreTerms::are_additive(forward_)) {
+      unit_ = factor_;
+      factor_ = 1.0f;
+    }
+    if (ScoreTerms::exist(forward_)) {
+      terms_ = ScoreTerms(forward_, part.sequence_index, part.sequence.seqlen_q, part.sequence.seqlen_k);
+      has_terms_ = !terms_.empty();
+    }
   }
 
   void run() {
@@ -73,10 +84,6 @@ class BackwardWorker {
 
   // Columns -----------------------------------------------------------------------------------------------------------
 
-  struct Column {
-    int64_t row;   // of the sequence
-    int64_t head;  // of q
-  };
   Column column(int64_t in_block) const {
     const int64_t number = first_column_ + in_block;
     return {number / group_, part_.head_k * group_ + number % group_};
@@ -86,7 +93,8 @@ class BackwardWorker {
     return static_cast<T*>(view.data) + part_.sequence.batch * view.batch_stride +
            (part_.sequence.first_q + column.row) * view.row_stride + column.head * view.head_stride;
   }
-  float statistic_of(const RowsView& view, const Column& column) const {
+  float statistic_of(const RowsView& view, const Column& column) const { return statistic_at(view, column); }
+  float& statistic_at(const RowsView& view, const Column& column) const {
     return view.data[part_.sequence.batch * view.batch_stride + column.head * view.head_stride +
                      part_.sequence.first_q + column.row];
   }
@@ -119,8 +127,10 @@ class BackwardWorker {
     const int last = columns_of(panel) - 1;
     for (int c = 0; c < kPanel; ++c) {
       // Columns that fill up the last vector repeat the last one's mask and add no edge; further vectors see nothing.
-      const int64_t row = column(panel.first_column + (c < last ? c : last)).row;
-      const KeyRange keys = shape.keys_of_row(row);
+      panel.columns[c] = column(panel.first_column + (c < last ? c : last));
+      const int64_t row = panel.columns[c].row;
+      KeyRange keys = shape.keys_of_row(row);
+      if (ScoreTerms::exist(forward_)) keys = intersection(keys, terms_.kept());
       const bool used = c < panel.num_vectors * F32::kLanes;
       panel.mask.begin[c] = used ? static_cast<int32_t>(keys.begin) : 0;
       panel.mask.end[c] = used ? static_cast<int32_t>(keys.end) : 0;
@@ -144,6 +154,7 @@ class BackwardWorker {
       if (c >= columns_of(panel)) continue;
       const Column at = column(panel.first_column + c);
       const float lse = statistic_of(forward_.lse, at);
+      if (forward_.sinks != nullptr) statistic_at(params_.dsink_shares, at) = 0.0f;
       if (lse == -std::numeric_limits<float>::infinity()) continue;
       q[c] = row_of<const T>(forward_.q, at);
       if (piecewise_) q2[c] = row_of<const T>(forward_.q2, at);
@@ -163,6 +174,17 @@ class BackwardWorker {
     pack_columns(out, dim_v, 1.0f, scratch_.outs);
     finish_delta(scratch_.douts + index * kPanel * dim_v, scratch_.outs, dim_v, panel.delta);
     pack_dim_strips(dout, used, dim_v, scratch_.dout_rows, panel.first_column, layout_.columns);
+    if (forward_.sinks != nullptr) write_sink_shares(panel);
+  }
+
+  // A sink is a key of weight exp(sink - lse) whose dP is 0, since its value is.
+  void write_sink_shares(const BackwardPanel& panel) const {
+    for (int c = 0; c < columns_of(panel); ++c) {
+      if (panel.lse[c] == kNoWeight) continue;
+      const Column& at = panel.columns[c];
+      const double weight = ::exp(static_cast<double>(forward_.sinks[at.head]) - panel.lse[c]);
+      statistic_at(params_.dsink_shares, at) = static_cast<float>(-weight * panel.delta[c]);
+    }
   }
 
   template <typename T>
@@ -191,6 +213,7 @@ class BackwardWorker {
     const int64_t first = tile * kBackwardKeyTile, rest = part_.sequence.seqlen_k - first;
     first_key_ = static_cast<int32_t>(first);
     num_keys_ = static_cast<int32_t>(rest < kBackwardKeyTile ? rest : kBackwardKeyTile);
+    if (has_terms_ && !find_seen()) return;
     const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
     const bool far = piecewise_ && first < last.mask.far_end[last.num_vectors * F32::kLanes - 1];
     const bool near = !piecewise_ || first + num_keys_ > scratch_.panels[0].mask.far_end[0];
@@ -215,6 +238,17 @@ class BackwardWorker {
       add_product(&BackwardPanel::far, scratch_.far.dscores, scratch_.far.query_rows, forward_.head_dim,
                   share_.dk2 + first * ld);
     }
+  }
+
+  // How much of the tile every panel of the block sees; false where none sees any.
+  bool find_seen() const {
+    bool any = false;
+    for (int64_t i = 0; i < num_panels_; ++i) {
+      BackwardPanel& panel = scratch_.panels[i];
+      panel.tile_seen = terms_.seen(panel.columns, columns_of(panel), first_key_, num_keys_);
+      any = any || panel.tile_seen != TileSeen::kNone;
+    }
+    return any;
   }
 
   template <typename T>
@@ -257,6 +291,14 @@ class BackwardWorker {
       std::memset(panel.near, 0, sizeof(panel.near));
       std::memset(panel.far, 0, sizeof(panel.far));
     }
+    if (has_terms_ && panel.tile_seen == TileSeen::kNone) return;
+    const bool terms = has_terms_ && panel.tile_seen == TileSeen::kSome,
+               dropout = forward_.dropout.rng_state != nullptr;
+    if (terms) terms_.write(panel.columns, columns_of(panel), first_key_, num_keys_, scratch_.terms);
+    if (dropout) {
+      write_dropout(forward_, part_.sequence_index, panel.columns, columns_of(panel), first_key_, num_keys_,
+                    scratch_.dropout);
+    }
     const int64_t queries = index * kPanel * forward_.head_dim, scores = index * kBackwardKeyTile * kPanel;
     const auto product = [&](const TileRows& keys, const PairScratch& pair) {
       return TileProduct{keys.rows, keys.stride, pair.queries + queries, forward_.head_dim};
@@ -273,6 +315,10 @@ class BackwardWorker {
         .weights = scratch_.weights + scores,
         .near_dscores = scratch_.near.dscores + scores,
         .far_dscores = piecewise_ ? scratch_.far.dscores + scores : nullptr,
+        .terms = terms ? scratch_.terms : nullptr,
+        .dropout = dropout ? scratch_.dropout : nullptr,
+        .additive = ScoreTerms::are_additive(forward_),
+        .unit = unit_,
     };
     Run runs[kMostRuns];
     const int num_runs = cut_into_runs(panel.mask, first_key_, num_keys_, runs);
@@ -305,7 +351,7 @@ class BackwardWorker {
       const bool clear_strip = key >= run.clear_begin && key < run.clear_end;
       set_ranges(panel, key, column, end, clear_strip);
       if (key == near_begin) weigh(key, StripKind::kFar);
-      if (clear_strip && kind != StripKind::kBorder && softcap_factor_ == 0.0f) continue;
+      if (clear_strip && kind != StripKind::kBorder && context.has_clear_keys()) continue;
       weigh(key, kind);
       weigh_edge_strip<NV>(context, panel, kind, key, column);
       waiting = key + kMR;
@@ -372,6 +418,9 @@ class BackwardWorker {
   BackwardLayout layout_;
   BackwardScratch scratch_;
   float factor_, softcap_factor_;
+  float unit_ = 1.0f;  // of scores before biases are added
+  ScoreTerms terms_;
+  bool has_terms_ = false;
 
   int64_t first_column_ = 0, num_columns_ = 0, num_panels_ = 0;  // of the block
   int32_t first_key_ = 0, num_keys_ = 0;                         // of the tile

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 
+#include "attention/cpu/dropout.h"
 #include "attention/cpu/forward_scratch.h"
 #include "attention/cpu/key_tiles.h"
 #include "attention/cpu/outputs.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/score_terms.h"
 #include "attention/cpu/scores.h"
 #include "attention/cpu/softmax.h"
 #include "attention/mask.h"
@@ -33,6 +35,10 @@ class ForwardWorker {
     const float magnitude = scale == 0.0f ? 1.0f : scale * query_factor_;
     softcap_factor_ = params.softcap > 0.0f ? magnitude / params.softcap : 0.0f;
     natural_factor_ = params.softcap > 0.0f ? params.softcap : magnitude;
+    if (ScoreTerms::are_additive(params)) {
+      unit_ = static_cast<float>(natural_factor_);
+      natural_factor_ = 1.0;
+    }
     factor_ = static_cast<float>(natural_factor_ * 1.44269504088896340736);
   }
 
@@ -57,6 +63,10 @@ class ForwardWorker {
     num_columns_ = columns < most ? columns : most;
     num_panels_ = (num_columns_ + kPanel - 1) / kPanel;
     tiles_.start(item_, sequence_);
+    if (ScoreTerms::exist(params_)) {
+      terms_ = ScoreTerms(params_, item_.sequence, sequence_.seqlen_q, sequence_.seqlen_k);
+      has_terms_ = !terms_.empty();
+    }
     for (int64_t panel = 0; panel < num_panels_; ++panel) start_panel(panel);
 
     const int64_t item_panels = schedule_.config.columns_per_item / kPanel;
@@ -97,10 +107,6 @@ class ForwardWorker {
 
   // Columns of a panel ------------------------------------------------------------------------------------------------
 
-  struct Column {
-    int64_t row;   // of the sequence
-    int64_t head;  // of q
-  };
   struct Columns {
     Column at[kPanel];
   };
@@ -152,7 +158,8 @@ class ForwardWorker {
     for (int c = 0; c < kPanel; ++c) {
       // Columns that fill up the last vector repeat the last one's mask and add no edge; further vectors see nothing.
       const int64_t row = columns.at[c < count ? c : count - 1].row;
-      const KeyRange keys = shape.keys_of_row(row);
+      KeyRange keys = shape.keys_of_row(row);
+      if (ScoreTerms::exist(params_)) keys = intersection(keys, terms_.kept());
       const bool used = c / F32::kLanes * F32::kLanes < count;
       mask.begin[c] = static_cast<int32_t>(used || keys.empty() ? keys.begin : keys.end);
       mask.end[c] = static_cast<int32_t>(keys.end);
@@ -192,10 +199,11 @@ class ForwardWorker {
   void run_tile(int64_t first) {
     const int64_t rest = sequence_.seqlen_k - first;
     const KeyTile tile{static_cast<int32_t>(first), static_cast<int32_t>(rest < kCpuKeyTile ? rest : kCpuKeyTile)};
+    if (has_terms_ && !find_seen(tile)) return;
     values_ = tiles_.values(tile);
     // Where all columns see all keys, what is not finite belongs into every output.
     const KeyRange all = keys_of_all_columns();
-    const bool all_seen = all.begin <= first && first + tile.num_keys <= all.end;
+    const bool all_seen = !has_terms_ && all.begin <= first && first + tile.num_keys <= all.end;
     values_finite_ = all_seen || tiles_.values_finite(tile, values_);
 
     ScoreContext context{};
@@ -211,16 +219,41 @@ class ForwardWorker {
       context.far = tiles_.far_keys(tile);
     }
     context.softcap_factor = softcap_factor_;
+    context.additive = ScoreTerms::are_additive(params_);
+    context.unit = unit_;
     for (int64_t panel = first_panel_; panel < end_panel_; ++panel) run_panel(context, panel);
   }
 
+  // How much of the tile every panel of the item sees; false where none sees any.
+  bool find_seen(const KeyTile& tile) const {
+    bool any = false;
+    for (int64_t panel = first_panel_; panel < end_panel_; ++panel) {
+      const KeyRange keys = intersection(keys_of_panels(panel, panel + 1), {tile.first, tile.first + tile.num_keys});
+      const TileSeen seen = keys.empty()
+                                ? TileSeen::kNone
+                                : terms_.seen(columns_at(panel).at, columns_of(panel), tile.first, tile.num_keys);
+      scratch_.seen[panel - first_panel_] = seen;
+      any = any || seen != TileSeen::kNone;
+    }
+    return any;
+  }
+
+  void start_terms(ScoreContext& context, int64_t panel) const {
+    context.terms = nullptr;
+    if (!has_terms_ || scratch_.seen[panel - first_panel_] == TileSeen::kAll) return;
+    terms_.write(columns_at(panel).at, columns_of(panel), context.first_key, context.num_keys, scratch_.terms);
+    context.terms = scratch_.terms;
+  }
+
   void run_panel(ScoreContext& context, int64_t panel) {
+    if (has_terms_ && scratch_.seen[panel - first_panel_] == TileSeen::kNone) return;
     const PanelMask& mask = scratch_.masks[panel];
     Run runs[kMostRuns];
     const int num_runs = cut_into_runs(mask, context.first_key, context.num_keys, runs);
     if (num_runs == 0) return;
     context.near.queries = scratch_.queries + panel * query_size();
     context.far.queries = scratch_.far_queries + panel * query_size();
+    start_terms(context, panel);
     PanelStatistics& statistics = statistics_at(panel);
     const F32 factor = F32::set1(factor_);
 
@@ -235,6 +268,13 @@ class ForwardWorker {
       with_vectors(runs[i], [&]<int NV>() { weigh_run<NV>(statistics, runs[i], factor, scratch_.scores, partial); });
     }
     add_to_sum(statistics, partial);
+    const float* dropout = nullptr;
+    if (params_.dropout.rng_state != nullptr) {
+      dropout = scratch_.dropout;
+      write_dropout(params_, item_.sequence, columns_at(panel).at, columns_of(panel), context.first_key,
+                    context.num_keys, scratch_.dropout);
+      for (int i = 0; i < num_runs; ++i) drop_weights(runs[i], dropout, scratch_.scores);
+    }
 
     float* outputs = outputs_at(panel);
     if (num_runs == 1 && values_finite_) {
@@ -246,7 +286,8 @@ class ForwardWorker {
       if (values_finite_) {
         with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, scratch_.sums); });
       } else {
-        add_seen_keys(values_, mask, context.first_key, runs[i], scratch_.scores, scratch_.sums);
+        add_seen_keys(values_, mask, context.first_key, runs[i], context.terms, dropout, scratch_.scores,
+                      scratch_.sums);
       }
     }
     join_runs(scratch_.sums, head_dim_v_, rescale, outputs);
@@ -270,8 +311,14 @@ class ForwardWorker {
   void finish_panel(int64_t panel) const {
     const PanelStatistics& statistics = scratch_.statistics[panel];
     const Columns columns = columns_at(panel);
-    alignas(64) float normalisers[kPanel];
-    for (int c = 0; c < kPanel; ++c) normalisers[c] = normaliser(statistics, c);
+    alignas(64) float normalisers[kPanel], lses[kPanel];
+    for (int c = 0; c < kPanel; ++c) {
+      const RowResult result = params_.sinks == nullptr ? row_result(statistics, c, natural_factor_)
+                                                        : row_result_with_sink(statistics, c, natural_factor_,
+                                                                               params_.sinks[columns.at[c].head]);
+      normalisers[c] = result.normaliser;
+      lses[c] = result.lse;
+    }
     dispatch(params_.dtype, [&]<typename T>(T) {
       T* rows[kPanel] = {};
       for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<T>(params_.out, columns.at[c]);
@@ -280,7 +327,7 @@ class ForwardWorker {
     for (int c = 0; c < columns_of(panel); ++c) {
       const Column& at = columns.at[c];
       params_.lse.data[sequence_.batch * params_.lse.batch_stride + at.head * params_.lse.head_stride +
-                       sequence_.first_q + at.row] = log_sum_exp(statistics, c, natural_factor_);
+                       sequence_.first_q + at.row] = lses[c];
     }
   }
 
@@ -292,7 +339,8 @@ class ForwardWorker {
   const int64_t head_dim_, head_dim_v_;  // padded
   float query_factor_, softcap_factor_;
   double natural_factor_;
-  float factor_;  // to base 2
+  float factor_;       // to base 2
+  float unit_ = 1.0f;  // of scores before biases are added
 
   ForwardItem item_;  // the first of those at work
   Sequence sequence_;
@@ -300,6 +348,9 @@ class ForwardWorker {
   int64_t num_panels_;
   int64_t first_panel_, end_panel_;  // of the item that meets keys
   int64_t chunk_;
+
+  ScoreTerms terms_;  // of the sequence
+  bool has_terms_ = false;
 
   ValueTile values_;  // the tile at work
   bool values_finite_;

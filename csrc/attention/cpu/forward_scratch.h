@@ -8,6 +8,7 @@
 #include "attention/cpu/key_tiles.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/score_terms.h"
 #include "attention/cpu/softmax.h"
 #include "attention/heuristics.h"
 #include "attention/params.h"
@@ -16,11 +17,13 @@ namespace flagattn::FLAGATTN_ISA {
 
 // Per panel of the items at work: queries (q and, piecewise, q2) and outputs transposed, statistics and masks. Per
 // panel of one item: what the chunk at hand adds. Packed key tiles. Scores of one panel against one tile, and that
-// tile's part of the outputs where it is summed run by run.
+// tile's part of the outputs where it is summed run by run. Where masks or biases join the scores, or dropout the
+// weights: how much of the tile at hand the item's panels see, and one panel's terms and factors.
 struct ForwardScratch {
-  float *queries, *far_queries, *outputs, *chunk_outputs, *scores, *sums;
+  float *queries, *far_queries, *outputs, *chunk_outputs, *scores, *sums, *terms, *dropout;
   PanelStatistics *statistics, *chunk_statistics;
   PanelMask* masks;
+  TileSeen* seen;
   TileSlots keys, far_keys, values;
 };
 
@@ -47,6 +50,10 @@ inline size_t carve(const AttentionParams& params, const CpuForwardConfig& confi
   take(scratch.chunk_outputs, chunk_panels * kPanel * dim_v);
   take(scratch.scores, kCpuKeyTile * kPanel);
   take(scratch.sums, dim_v * kPanel);
+  const bool terms = ScoreTerms::exist(params);
+  take(scratch.terms, terms ? kCpuKeyTile * kPanel : 0);
+  take(scratch.seen, terms ? item_panels : 0);
+  take(scratch.dropout, params.dropout.rng_state != nullptr ? kCpuKeyTile * kPanel : 0);
   take(scratch.statistics, panels);
   take(scratch.chunk_statistics, chunk_panels);
   take(scratch.masks, panels);

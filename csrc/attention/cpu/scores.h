@@ -8,6 +8,7 @@
 #include "arch/simd.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/score_terms.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
@@ -26,6 +27,11 @@ struct ScoreContext {
   bool piecewise;
   // Scores become tanh(softcap_factor * score) where it is not 0; the factor that is left is part of the exponent's.
   float softcap_factor;
+  // Biases and masks of the tile (score_terms.h), [key][kPanel]; null: none. Where they are additive, scores are
+  // multiplied by `unit` first.
+  const float* terms;
+  bool additive;
+  float unit;
 };
 
 // Longer sums are cut into shorter parts, so that rounding errors do not grow with the head dim.
@@ -105,6 +111,18 @@ inline void score_border_strip(const ScoreContext& context, const PanelMask& mas
 }
 
 template <int NV>
+inline void join_terms(const ScoreContext& context, int32_t key, int column, float* scores) {
+  const float* terms = context.terms + key * kPanel + column;
+  const F32 unit = F32::set1(context.unit);
+  const auto term = [terms](int v, int r) { return F32::load(terms + r * kPanel + v * F32::kLanes); };
+  if (context.additive) {
+    update_strip<NV>(scores, [&](int v, int r, F32 score) { return with_term<true>(score, unit, term(v, r)); });
+  } else {
+    update_strip<NV>(scores, [&](int v, int r, F32 score) { return with_term<false>(score, unit, term(v, r)); });
+  }
+}
+
+template <int NV>
 inline void mask_strip(const PanelMask& mask, int32_t key, int column, float* scores) {
   const F32 hidden = F32::set1(-std::numeric_limits<float>::infinity());
   update_strip<NV>(scores, [&](int v, int r, F32 score) {
@@ -127,7 +145,8 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
     any_far = mask.far_end[column + NV * F32::kLanes - 1] - context.first_key;
     if (all_far >= context.num_keys) all_far = run.end;
   }
-  const bool plain_maximum = context.softcap_factor == 0.0f && context.head_dim <= kMostProducts;
+  const bool plain_maximum =
+      context.softcap_factor == 0.0f && context.terms == nullptr && context.head_dim <= kMostProducts;
 
   for (int32_t key = run.begin; key < run.end;) {
     float* at = scores + key * kPanel + column;
@@ -154,6 +173,7 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
     if (context.softcap_factor != 0.0f) {
       update_strip<NV>(at, [&](int, int, F32 score) { return tanh(score * F32::set1(context.softcap_factor)); });
     }
+    if (context.terms != nullptr) join_terms<NV>(context, key, column, at);
     if (!clear) mask_strip<NV>(mask, context.first_key + key, column, at);
     update_strip<NV>(at, [&](int v, int, F32 score) {
       most[v] = max(most[v], score);

@@ -8,6 +8,7 @@
 #include "arch/simd.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/score_terms.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
@@ -104,17 +105,31 @@ FLAGATTN_INLINE ChunkFactors merge_statistics(PanelStatistics& statistics, const
 
 // Results ----------------------------------------------------------------------------------------------------------
 
-// 1 / sum, 0 for rows that saw no key; and the natural logarithm of the sum of exponentials.
-FLAGATTN_INLINE float normaliser(const PanelStatistics& statistics, int column) {
-  const float sum = statistics.sum[column];
-  return sum == 0.0f ? 0.0f : 1.0f / sum;
-}
+// What a row's outputs are multiplied by, 0 where it saw no key; and the natural logarithm of its sum of exponentials.
+struct RowResult {
+  float normaliser;
+  float lse;
+};
+
 // `factor` makes an exponent to base e of a score. In double, since the parts of a large LSE would each be rounded at
 // its size.
-FLAGATTN_INLINE float log_sum_exp(const PanelStatistics& statistics, int column, double factor) {
+FLAGATTN_INLINE RowResult row_result(const PanelStatistics& statistics, int column, double factor) {
   const float sum = statistics.sum[column];
-  if (sum == 0.0f) return -std::numeric_limits<float>::infinity();
-  return static_cast<float>(statistics.maximum[column] * factor + ::log(static_cast<double>(sum)));
+  if (sum == 0.0f) return {0.0f, kHidden};
+  return {1.0f / sum, static_cast<float>(statistics.maximum[column] * factor + ::log(static_cast<double>(sum)))};
+}
+
+// A sink, one more exponent, joins the sum: relative to whichever is larger, so that nothing overflows.
+FLAGATTN_INLINE RowResult row_result_with_sink(const PanelStatistics& statistics, int column, double factor,
+                                               float sink) {
+  const double sum = statistics.sum[column], maximum = statistics.maximum[column] * factor;
+  if (sum == 0.0) return {0.0f, sink};
+  if (sink > maximum) {
+    const double weight = ::exp(maximum - sink), total = 1.0 + weight * sum;
+    return {static_cast<float>(weight / total), static_cast<float>(sink + ::log(total))};
+  }
+  const double total = sum + ::exp(sink - maximum);
+  return {static_cast<float>(1.0 / total), static_cast<float>(maximum + ::log(total))};
 }
 
 }  // namespace flagattn::FLAGATTN_ISA

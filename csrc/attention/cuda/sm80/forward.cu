@@ -34,6 +34,13 @@ Status check(const AttentionParams& params) {
   if (params.is_piecewise()) {
     return Status::error("q2 was given; piecewise attention is not supported on CUDA yet, only on CPU");
   }
+  for (const auto& [name, given] : {std::pair{"bias", params.bias.data != nullptr},
+                                    {"keep", params.keep.data != nullptr},
+                                    {"alibi_slopes", params.alibi.slopes != nullptr},
+                                    {"sinks", params.sinks != nullptr},
+                                    {"dropout_p", params.dropout.rng_state != nullptr}}) {
+    if (given) return Status::error(std::string(name) + " was given; it is not supported on CUDA yet, only on CPU");
+  }
   for (const auto& [name, size] : {std::pair{"q", params.head_dim}, std::pair{"v", params.head_dim_v}}) {
     if (size < 8 || size > 128 || size % 8 != 0) {
       return Status::error(std::string(name) + " has head dimension " + std::to_string(size) +
