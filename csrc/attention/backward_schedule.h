@@ -19,6 +19,9 @@ inline constexpr int64_t kBackwardKeyTile = 64;
 // Parts and blocks begin at multiples of this many columns of their sequence: whole vectors on every ISA level.
 inline constexpr int64_t kBackwardQuantum = 16;
 
+// A block's columns are a multiple of this many: whole panels, three vectors wide, on every ISA level.
+inline constexpr int64_t kBackwardBlock = 48;
+
 constexpr int64_t round_up_to(int64_t value, int64_t quantum) { return (value + quantum - 1) / quantum * quantum; }
 
 struct BackwardSplit {
@@ -41,18 +44,18 @@ constexpr BackwardSplit backward_split(int64_t seqlen_q, int64_t group) {
 // attention needs no more, since nearly all tiles are near or far as a whole.
 constexpr int64_t backward_most_columns(int64_t head_dim, int64_t head_dim_v) {
   constexpr int64_t kBytes = 288 * 1024;  // half a MiB is the smallest L2 around
-  constexpr int64_t kMost = 144, kLeast = 48;
+  constexpr int64_t kMost = 144;
   // Queries and dO both as rows and transposed, dQ, and P and dS against one tile.
   const int64_t floats = 3 * head_dim + 2 * head_dim_v + 2 * kBackwardKeyTile;
-  const int64_t most = kBytes / (floats * static_cast<int64_t>(sizeof(float))) / kBackwardQuantum * kBackwardQuantum;
-  return most < kLeast ? kLeast : most > kMost ? kMost : most;
+  const int64_t most = kBytes / (floats * static_cast<int64_t>(sizeof(float))) / kBackwardBlock * kBackwardBlock;
+  return most < kBackwardBlock ? kBackwardBlock : most > kMost ? kMost : most;
 }
 
-// Columns of the blocks of a part: nearly equal, at most `most`.
+// Columns of the blocks of a part, at most `most`: whole panels, and a rest in the last one.
 constexpr int64_t backward_block_columns(int64_t part_columns, int64_t most) {
-  if (part_columns == 0) return kBackwardQuantum;  // a sequence without queries
+  if (part_columns == 0) return kBackwardBlock;  // a sequence without queries
   const int64_t blocks = (part_columns + most - 1) / most;
-  return round_up_to((part_columns + blocks - 1) / blocks, kBackwardQuantum);
+  return round_up_to((part_columns + blocks - 1) / blocks, kBackwardBlock);
 }
 
 struct BackwardPart {

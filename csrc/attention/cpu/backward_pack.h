@@ -4,9 +4,14 @@
 #include <cstdint>
 
 #include "arch/simd.h"
+#include "attention/cpu/backward_scores.h"
 #include "attention/cpu/micro_kernel.h"
+#include "attention/cpu/pack.h"
 
 namespace flagattn::FLAGATTN_ISA {
+
+// The largest head dim the ops take.
+inline constexpr int64_t kMostHeadDim = 256;
 
 template <int NV>
 struct Width {};
@@ -38,24 +43,71 @@ struct Strips {
   constexpr int64_t offset(int64_t i, int64_t rows) const { return first(i) * F32::kLanes * rows + i * 16; }
 };
 
-// rows[c] points at the `dim` elements of a row, or is null: zeros. Writes them as rows [first, first + n) of strips
-// that hold `capacity` rows.
-template <typename T>
-inline void pack_dim_strips(const T* const* rows, int64_t n, int64_t dim, float* dst, int64_t first, int64_t capacity) {
-  constexpr int kLanes = F32::kLanes;
-  const Strips strips((dim + kLanes - 1) / kLanes);
+// Calls body(first dim, where its vector begins in row 0, distance between rows) for every vector of a row in strips of
+// `capacity` rows.
+template <typename Body>
+FLAGATTN_INLINE void for_each_vector(int64_t dim, int64_t capacity, Body&& body) {
+  const Strips strips((dim + F32::kLanes - 1) / F32::kLanes);
   for (int64_t i = 0; i < strips.count; ++i) {
     const int width = strips.width(i);
-    const int64_t d = strips.first(i) * kLanes;
-    float* to = dst + strips.offset(i, capacity) + first * width * kLanes;
-    for (int64_t c = 0; c < n; ++c) {
-      for (int v = 0; v < width; ++v, to += kLanes) {
-        const int64_t rest = dim - d - v * kLanes;
-        const T* from = rows[c] + d + v * kLanes;
-        (rows[c] == nullptr ? F32::zero() : rest >= kLanes ? F32::load(from) : F32::load_n(from, rest)).store(to);
-      }
+    for (int v = 0; v < width; ++v) {
+      body((strips.first(i) + v) * F32::kLanes, strips.offset(i, capacity) + v * F32::kLanes, width * F32::kLanes);
     }
   }
+}
+
+// Brings rows near while others are packed: rows of one head lie in as many pages, and nothing in the hardware guesses
+// the next one.
+template <typename T>
+inline void fetch_rows(const T* const* rows, int n, int64_t dim) {
+  for (int i = 0; i < n; ++i) {
+    for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(rows[i] + d);
+  }
+}
+
+// kLanes rows of `dim` elements become columns of columns[d][kPanel] and rows [row, row + kLanes) of strips. In one
+// pass: rows may lie so far apart that their lines evict one another from L1. Returns whether all are finite.
+template <typename T>
+inline bool pack_both_ways(const T* const* rows, int64_t dim, float* columns, float* strips, int64_t row,
+                           int64_t capacity) {
+  constexpr int kLanes = F32::kLanes;
+  F32 differences = F32::zero();
+  for_each_vector(dim, capacity, [&](int64_t d, int64_t offset, int64_t stride) FLAGATTN_INLINE_LAMBDA {
+    float* to = strips + offset + row * stride;
+    F32 block[kLanes];
+    FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
+      block[i] = load_up_to(rows[i] + d, dim - d);
+      block[i].store(to + i * stride);
+    }
+    F32 sum = block[0];  // that of what is finite may overflow: then the careful way is taken for nothing
+    FLAGATTN_UNROLL for (int i = 1; i < kLanes; ++i) sum = sum + block[i];
+    differences = differences + (sum - sum);
+    transpose(block);
+    const int64_t n = dim - d < kLanes ? dim - d : kLanes;
+    for (int64_t i = 0; i < n; ++i) block[i].store(columns + (d + i) * kPanel);
+  });
+  return differences.sum() == 0.0f;
+}
+
+// The sums over d of rows[i][d] * columns[d][i], term by term as multiply_keys adds them up.
+template <typename T>
+inline F32 dot_columns(const T* const* rows, int64_t dim, const float* columns) {
+  constexpr int kLanes = F32::kLanes;
+  static_assert(kMostTerms % kLanes == 0);
+  F32 total = F32::zero();
+  for (int64_t first = 0; first < dim; first += kMostTerms) {
+    const int64_t end = dim - first < kMostTerms ? dim : first + kMostTerms;
+    F32 sum = F32::zero();
+    for (int64_t d = first; d < end; d += kLanes) {
+      F32 block[kLanes];
+      FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = load_up_to(rows[i] + d, end - d);
+      transpose(block);
+      const int64_t n = end - d < kLanes ? end - d : kLanes;
+      for (int64_t i = 0; i < n; ++i) sum = fma(block[i], F32::load(columns + (d + i) * kPanel), sum);
+    }
+    total = first == 0 ? sum : total + sum;
+  }
+  return total;
 }
 
 }  // namespace flagattn::FLAGATTN_ISA

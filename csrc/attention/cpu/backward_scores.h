@@ -77,23 +77,6 @@ FLAGATTN_INLINE void multiply_keys(const TileProduct& product, int32_t key, int 
   }
 }
 
-// dst[column] = sum over d of douts[d][column] * outs[d][column] - dst[column], term by term as dP is summed: where one
-// key has all the weight, O is its value, and dP - delta is exactly zero.
-inline void finish_delta(const float* douts, const float* outs, int64_t dim, float* dst) {
-  for (int column = 0; column < kPanel; column += F32::kLanes) {
-    F32 total = F32::zero();
-    for (int64_t first = 0; first < dim; first += kMostTerms) {
-      const int64_t end = dim - first < kMostTerms ? dim : first + kMostTerms;
-      F32 sum = F32::zero();
-      for (int64_t d = first; d < end; ++d) {
-        sum = fma(F32::load(outs + d * kPanel + column), F32::load(douts + d * kPanel + column), sum);
-      }
-      total = first == 0 ? sum : total + sum;
-    }
-    (total - F32::load(dst + column)).store(dst + column);
-  }
-}
-
 // Rows of near strips are K's, of far ones K2's; border strips are far for some of their columns and near for others.
 enum class StripKind { kNear, kFar, kBorder };
 
@@ -104,13 +87,19 @@ FLAGATTN_INLINE StripKind kind_of(const GradientContext& context, const PanelMas
   return first + kMR > mask.far_end[column] ? StripKind::kBorder : StripKind::kFar;
 }
 
-// The products of one strip: scores to `weights` (a border strip's far scores to `far_dscores`), dP to where dS will
-// be.
+// Scores of one strip: to `weights`, a border strip's far scores to `far_dscores`.
 template <int NV>
-FLAGATTN_INLINE void multiply_strip(const GradientContext& context, StripKind kind, int32_t key, int column) {
+FLAGATTN_INLINE void score_strip(const GradientContext& context, StripKind kind, int32_t key, int column) {
   const int64_t at = key * kPanel + column;
   multiply_keys<NV>(kind == StripKind::kFar ? context.far : context.near, key, column, context.weights + at);
   if (kind == StripKind::kBorder) multiply_keys<NV>(context.far, key, column, context.far_dscores + at);
+}
+
+// dP of one strip, to where its dS will be. A pass of its own: the transposed Q and dO of a panel don't fit into L1
+// together.
+template <int NV>
+FLAGATTN_INLINE void differentiate_strip(const GradientContext& context, StripKind kind, int32_t key, int column) {
+  const int64_t at = key * kPanel + column;
   multiply_keys<NV>(context.values, key, column,
                     (kind == StripKind::kFar ? context.far_dscores : context.near_dscores) + at);
 }

@@ -44,6 +44,7 @@ struct TileCache {
   struct Owner {
     const void* rows;
     int64_t num_rows;
+    bool finite;
   };
   float* data;
   Owner* owners;  // by slot
@@ -62,7 +63,6 @@ struct PairScratch {
 struct BackwardScratch {
   PairScratch near, far;
   float *douts, *dout_rows;  // as queries and query_rows, of dO
-  float* outs;               // [head_dim_v][kPanel], of the panel that is packed
   TileCache values;
   float* weights;  // P, as dscores
   // Of one panel against one tile: biases and masks, and the factors of dropout.
@@ -123,7 +123,6 @@ inline BackwardScratch carve(const AttentionParams& params, int64_t columns, cha
   if (piecewise) pair(scratch.far);
   scratch.douts = floats(panels * kPanel * dim_v);
   scratch.dout_rows = rows(dim_v);
-  scratch.outs = floats(kPanel * dim_v);
   scratch.weights = floats(panels * kBackwardKeyTile * kPanel);
   scratch.terms = floats(ScoreTerms::exist(params) ? kBackwardKeyTile * kPanel : 0);
   scratch.dropout = floats(params.dropout.rng_state != nullptr ? kBackwardKeyTile * kPanel : 0);

@@ -1,73 +1,56 @@
 // One part of the attention backward: its columns in blocks, every block against all the key tiles it sees.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "attention/backward_schedule.h"
+#include "attention/cpu/backward_block.h"
 #include "attention/cpu/backward_kernels.h"
-#include "attention/cpu/backward_pack.h"
 #include "attention/cpu/backward_products.h"
 #include "attention/cpu/backward_scores.h"
 #include "attention/cpu/backward_scratch.h"
+#include "attention/cpu/backward_unseen.h"
 #include "attention/cpu/dropout.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/score_terms.h"
-#include "attention/mask.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
-class BackwardWorker {
+class BackwardWorker : BackwardBlock {
  public:
   // Before a thread's first part: nothing is packed yet.
   static void start(const AttentionParams& params, void* scratch) {
     BackwardLayout layout;
-    const BackwardScratch carved = carve(params, kBackwardQuantum, static_cast<char*>(scratch), layout);
+    const BackwardScratch carved = carve(params, kBackwardBlock, static_cast<char*>(scratch), layout);
     const TileCache caches[] = {carved.near.keys, carved.far.keys, carved.values};
     for (const TileCache& cache : caches) {
-      for (int64_t slot = 0; slot < cache.slots; ++slot) cache.owners[slot] = {nullptr, 0};
+      for (int64_t slot = 0; slot < cache.slots; ++slot) cache.owners[slot] = {nullptr, 0, true};
     }
   }
 
   BackwardWorker(const AttentionBackwardParams& params, const BackwardPart& part, void* scratch,
                  const KeyGradients& share)
-      : params_(params),
-        forward_(params.forward),
-        part_(part),
-        group_(params.forward.heads_q / params.forward.heads_k),
-        piecewise_(params.forward.is_piecewise()),
-        share_(share) {
-    const int64_t columns =
-        backward_block_columns(part.num_columns, backward_most_columns(forward_.head_dim, forward_.head_dim_v));
-    scratch_ = carve(forward_, columns, static_cast<char*>(scratch), layout_);
+      : BackwardBlock(params, part, scratch), share_(share) {
     softcap_factor_ = forward_.softcap > 0.0f ? forward_.softmax_scale / forward_.softcap : 0.0f;
     factor_ = forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale;
     if (ScoreTerms::are_additive(forward_)) {
       unit_ = factor_;
       factor_ = 1.0f;
     }
-    if (ScoreTerms::exist(forward_)) {
-      terms_ = ScoreTerms(forward_, part.sequence_index, part.sequence.seqlen_q, part.sequence.seqlen_k);
-      has_terms_ = !terms_.empty();
-    }
   }
 
   void run() {
     const int64_t last = part_.num_columns - 1;
     for (int64_t begin = last / layout_.columns * layout_.columns; last >= 0 && begin >= 0; begin -= layout_.columns) {
-      const int64_t rest = part_.num_columns - begin;
-      first_column_ = part_.first_column + begin;
-      num_columns_ = rest < layout_.columns ? rest : layout_.columns;
-      dispatch(forward_.dtype, [&]<typename T>(T) { run_block<T>(); });
+      dispatch(forward_.dtype, [&]<typename T>(T) { run_block<T>(begin); });
     }
   }
 
  private:
   template <typename T>
-  void run_block() {
-    start_block<T>();
+  void run_block(int64_t first_column) {
+    start_block<T>(first_column);
     const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
     const int64_t end = last.mask.end[last.num_vectors * F32::kLanes - 1];
     for (int64_t tile = scratch_.panels[0].mask.begin[0] / kBackwardKeyTile; tile * kBackwardKeyTile < end; ++tile) {
@@ -80,131 +63,8 @@ class BackwardWorker {
   struct TileRows {
     const float* rows;
     int64_t stride;
+    bool finite;
   };
-
-  // Columns -----------------------------------------------------------------------------------------------------------
-
-  Column column(int64_t in_block) const {
-    const int64_t number = first_column_ + in_block;
-    return {number / group_, part_.head_k * group_ + number % group_};
-  }
-  template <typename T>
-  T* row_of(const HeadsView& view, const Column& column) const {
-    return static_cast<T*>(view.data) + part_.sequence.batch * view.batch_stride +
-           (part_.sequence.first_q + column.row) * view.row_stride + column.head * view.head_stride;
-  }
-  float statistic_of(const RowsView& view, const Column& column) const { return statistic_at(view, column); }
-  float& statistic_at(const RowsView& view, const Column& column) const {
-    return view.data[part_.sequence.batch * view.batch_stride + column.head * view.head_stride +
-                     part_.sequence.first_q + column.row];
-  }
-  int columns_of(const BackwardPanel& panel) const {
-    const int64_t rest = num_columns_ - panel.first_column;
-    const int most = panel.num_vectors * F32::kLanes;
-    return rest < most ? static_cast<int>(rest) : most;
-  }
-
-  // Blocks ------------------------------------------------------------------------------------------------------------
-
-  template <typename T>
-  void start_block() {
-    const Strips panels((num_columns_ + F32::kLanes - 1) / F32::kLanes);
-    num_panels_ = panels.count;
-    for (int64_t i = 0; i < num_panels_; ++i) {
-      BackwardPanel& panel = scratch_.panels[i];
-      panel.first_column = panels.first(i) * F32::kLanes;
-      panel.num_vectors = panels.width(i);
-      start_masks(panel);
-      start_rows<T>(panel, i);
-    }
-    const int64_t floats = num_panels_ * kPanel * forward_.head_dim;
-    std::memset(scratch_.near.dqueries, 0, static_cast<size_t>(floats) * sizeof(float));
-    if (piecewise_) std::memset(scratch_.far.dqueries, 0, static_cast<size_t>(floats) * sizeof(float));
-  }
-
-  void start_masks(BackwardPanel& panel) const {
-    const MaskShape shape{part_.sequence.seqlen_q, part_.sequence.seqlen_k, forward_.mask};
-    const int last = columns_of(panel) - 1;
-    for (int c = 0; c < kPanel; ++c) {
-      // Columns that fill up the last vector repeat the last one's mask and add no edge; further vectors see nothing.
-      panel.columns[c] = column(panel.first_column + (c < last ? c : last));
-      const int64_t row = panel.columns[c].row;
-      KeyRange keys = shape.keys_of_row(row);
-      if (ScoreTerms::exist(forward_)) keys = intersection(keys, terms_.kept());
-      const bool used = c < panel.num_vectors * F32::kLanes;
-      panel.mask.begin[c] = used ? static_cast<int32_t>(keys.begin) : 0;
-      panel.mask.end[c] = used ? static_cast<int32_t>(keys.end) : 0;
-      // Where all keys are far, so are the zeros that fill up the last strip: the tile's near keys are not even packed.
-      const int64_t far_end = piecewise_ ? shape.far_end(row, forward_.dist_threshold) : 0;
-      const int64_t seqlen_k = part_.sequence.seqlen_k;
-      panel.mask.far_end[c] =
-          static_cast<int32_t>(far_end < seqlen_k ? far_end : round_up_to(seqlen_k, kBackwardKeyTile));
-    }
-  }
-
-  // Packs the panel's rows. A column whose LSE is -inf takes no gradient: its operands are taken as zero, whatever they
-  // hold.
-  template <typename T>
-  void start_rows(BackwardPanel& panel, int64_t index) {
-    const int64_t dim = forward_.head_dim, dim_v = forward_.head_dim_v;
-    const T *q[kPanel] = {}, *q2[kPanel] = {}, *dout[kPanel] = {}, *out[kPanel] = {};
-    for (int c = 0; c < kPanel; ++c) {
-      panel.lse[c] = kNoWeight;
-      panel.delta[c] = 0.0f;
-      if (c >= columns_of(panel)) continue;
-      const Column at = column(panel.first_column + c);
-      const float lse = statistic_of(forward_.lse, at);
-      if (forward_.sinks != nullptr) statistic_at(params_.dsink_shares, at) = 0.0f;
-      if (lse == -std::numeric_limits<float>::infinity()) continue;
-      q[c] = row_of<const T>(forward_.q, at);
-      if (piecewise_) q2[c] = row_of<const T>(forward_.q2, at);
-      dout[c] = row_of<const T>(params_.dout, at);
-      out[c] = row_of<const T>(forward_.out, at);
-      panel.lse[c] = lse;
-      panel.delta[c] = params_.dlse.data == nullptr ? 0.0f : statistic_of(params_.dlse, at);
-    }
-    const int64_t used = panel.num_vectors * F32::kLanes;
-    pack_columns(q, dim, 1.0f, scratch_.near.queries + index * kPanel * dim);
-    pack_dim_strips(q, used, dim, scratch_.near.query_rows, panel.first_column, layout_.columns);
-    if (piecewise_) {
-      pack_columns(q2, dim, 1.0f, scratch_.far.queries + index * kPanel * dim);
-      pack_dim_strips(q2, used, dim, scratch_.far.query_rows, panel.first_column, layout_.columns);
-    }
-    pack_columns(dout, dim_v, 1.0f, scratch_.douts + index * kPanel * dim_v);
-    pack_columns(out, dim_v, 1.0f, scratch_.outs);
-    finish_delta(scratch_.douts + index * kPanel * dim_v, scratch_.outs, dim_v, panel.delta);
-    pack_dim_strips(dout, used, dim_v, scratch_.dout_rows, panel.first_column, layout_.columns);
-    if (forward_.sinks != nullptr) write_sink_shares(panel);
-  }
-
-  // A sink is a key of weight exp(sink - lse) whose dP is 0, since its value is.
-  void write_sink_shares(const BackwardPanel& panel) const {
-    for (int c = 0; c < columns_of(panel); ++c) {
-      if (panel.lse[c] == kNoWeight) continue;
-      const Column& at = panel.columns[c];
-      const double weight = ::exp(static_cast<double>(forward_.sinks[at.head]) - panel.lse[c]);
-      statistic_at(params_.dsink_shares, at) = static_cast<float>(-weight * panel.delta[c]);
-    }
-  }
-
-  template <typename T>
-  void finish_block(const HeadsView& view, const float* dqueries) const {
-    float factors[kPanel];
-    for (float& factor : factors) factor = forward_.softmax_scale;
-    for (int64_t i = 0; i < num_panels_; ++i) {
-      const BackwardPanel& panel = scratch_.panels[i];
-      T* rows[kPanel] = {};
-      for (int c = 0; c < columns_of(panel); ++c) {
-        T* row = row_of<T>(view, column(panel.first_column + c));
-        if (panel.lse[c] == kNoWeight) {
-          std::memset(row, 0, static_cast<size_t>(forward_.head_dim) * sizeof(T));
-        } else {
-          rows[c] = row;
-        }
-      }
-      unpack_columns(dqueries + i * kPanel * forward_.head_dim, forward_.head_dim, factors, rows);
-    }
-  }
 
   // Key tiles ---------------------------------------------------------------------------------------------------------
 
@@ -218,25 +78,48 @@ class BackwardWorker {
     const bool far = piecewise_ && first < last.mask.far_end[last.num_vectors * F32::kLanes - 1];
     const bool near = !piecewise_ || first + num_keys_ > scratch_.panels[0].mask.far_end[0];
     touch(tile, near, far);
-    if (near)
-      near_ = {pack_tile<T>(forward_.k, forward_.head_dim, tile, scratch_.near.keys), scratch_.near.keys.stride};
-    if (far) far_ = {pack_tile<T>(forward_.k2, forward_.head_dim, tile, scratch_.far.keys), scratch_.far.keys.stride};
-    values_ = {pack_tile<T>(forward_.v, forward_.head_dim_v, tile, scratch_.values), scratch_.values.stride};
-
-    for (int64_t i = 0; i < num_panels_; ++i) run_panel(i);
+    if (near) near_ = pack_tile<T>(forward_.k, forward_.head_dim, tile, scratch_.near.keys);
+    if (far) far_ = pack_tile<T>(forward_.k2, forward_.head_dim, tile, scratch_.far.keys);
+    values_ = pack_tile<T>(forward_.v, forward_.head_dim_v, tile, scratch_.values);
+    all_seen_ = all_seen();
 
     const int64_t ld = round_up_to(forward_.head_dim, KeyGradients::kRowQuantum);
     const int64_t ld_v = round_up_to(forward_.head_dim_v, KeyGradients::kRowQuantum);
-    add_product(&BackwardPanel::seen, scratch_.weights, scratch_.dout_rows, forward_.head_dim_v,
-                share_.dv + first * ld_v);
-    const StripRanges near_ranges = piecewise_ ? &BackwardPanel::near : &BackwardPanel::seen;
+    float *dv = share_.dv + first * ld_v, *dk = share_.dk + first * ld, *dk2 = share_.dk2 + first * ld;
+    for (int64_t i = 0; i < num_panels_; ++i) {
+      fetch_sums(dv, ld_v, i);
+      if (near) fetch_sums(dk, ld, i);
+      if (far) fetch_sums(dk2, ld, i);
+      run_panel(i);
+    }
+    add_product(&BackwardPanel::seen, douts_finite_, scratch_.weights, scratch_.dout_rows, forward_.head_dim_v, dv);
     if (near) {
-      add_product(near_ranges, scratch_.near.dscores, scratch_.near.query_rows, forward_.head_dim,
-                  share_.dk + first * ld);
+      add_product(piecewise_ ? &BackwardPanel::near : &BackwardPanel::seen, queries_finite_, scratch_.near.dscores,
+                  scratch_.near.query_rows, forward_.head_dim, dk);
     }
     if (far) {
-      add_product(&BackwardPanel::far, scratch_.far.dscores, scratch_.far.query_rows, forward_.head_dim,
-                  share_.dk2 + first * ld);
+      add_product(&BackwardPanel::far, far_queries_finite_, scratch_.far.dscores, scratch_.far.query_rows,
+                  forward_.head_dim, dk2);
+    }
+  }
+
+  // Whether every column sees every key of the tile, on one side where attention is piecewise: nothing must be left out
+  // of the products then, finite or not.
+  bool all_seen() const {
+    if (has_terms_ || forward_.dropout.rng_state != nullptr) return false;
+    const PanelMask& front = scratch_.panels[0].mask;
+    const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
+    const int back = last.num_vectors * F32::kLanes - 1;
+    const int32_t end = first_key_ + num_keys_;
+    const bool one_side = !piecewise_ || last.mask.far_end[back] <= first_key_ || front.far_end[0] >= end;
+    return one_side && last.mask.begin[back] <= first_key_ && end <= front.end[0];
+  }
+
+  // The tile's sums are far away where a sequence is long: they arrive, panel by panel, while P and dS are computed.
+  void fetch_sums(const float* sums, int64_t ld, int64_t panel) const {
+    const int64_t lines = kBackwardKeyTile * ld / 16;
+    for (int64_t i = lines * panel / num_panels_; i < lines * (panel + 1) / num_panels_; ++i) {
+      __builtin_prefetch(sums + i * 16, /*to write*/ 1, /*into L2*/ 2);
     }
   }
 
@@ -252,16 +135,16 @@ class BackwardWorker {
   }
 
   template <typename T>
-  const float* pack_tile(const HeadsView& view, int64_t dim, int64_t tile, const TileCache& cache) const {
+  TileRows pack_tile(const HeadsView& view, int64_t dim, int64_t tile, const TileCache& cache) const {
     const int64_t slot = tile % cache.slots;
     float* rows = cache.data + slot * kBackwardKeyTile * cache.stride;
     const T* src = key_row<T>(view, first_key_);
     TileCache::Owner& owner = cache.owners[slot];
     if (owner.rows != src || owner.num_rows != num_keys_) {
       pack_rows(src, view.row_stride, num_keys_, round_up_to(num_keys_, kMR), dim, rows, cache.stride);
-      owner = {src, num_keys_};
+      owner = {src, num_keys_, all_finite(rows, cache.stride, num_keys_, dim)};
     }
-    return rows;
+    return {rows, cache.stride, owner.finite};
   }
 
   template <typename T>
@@ -333,9 +216,12 @@ class BackwardWorker {
     int32_t near_begin = run.begin, far_end = run.begin;
     for (int32_t key = run.begin; key < run.end; key += kMR) {
       const StripKind kind = kind_of<NV>(context, panel.mask, key, column);
-      multiply_strip<NV>(context, kind, key, column);
+      score_strip<NV>(context, kind, key, column);
       if (kind != StripKind::kNear) far_end = key + kMR;
       if (kind == StripKind::kFar) near_begin = key + kMR;
+    }
+    for (int32_t key = run.begin; key < run.end; key += kMR) {
+      differentiate_strip<NV>(context, kind_of<NV>(context, panel.mask, key, column), key, column);
     }
     // Clear strips of one kind are weighed together.
     int32_t waiting = run.begin;
@@ -358,12 +244,20 @@ class BackwardWorker {
     }
     weigh(run.end, near_begin < run.end ? StripKind::kNear : StripKind::kFar);
     if (near_begin < run.end) {
-      add_to_dqueries<NV>(near_.rows, near_.stride, context.near_dscores, column, near_begin, run.end,
-                          forward_.head_dim, scratch_.near.dqueries + queries);
+      add_dqueries<NV>(near_, context.near_dscores, column, near_begin, run.end, scratch_.near.dqueries + queries);
     }
     if (run.begin < far_end) {
-      add_to_dqueries<NV>(far_.rows, far_.stride, context.far_dscores, column, run.begin, far_end, forward_.head_dim,
-                          scratch_.far.dqueries + queries);
+      add_dqueries<NV>(far_, context.far_dscores, column, run.begin, far_end, scratch_.far.dqueries + queries);
+    }
+  }
+
+  template <int NV>
+  void add_dqueries(const TileRows& keys, const float* dscores, int column, int32_t begin, int32_t end,
+                    float* dqueries) const {
+    if (keys.finite || all_seen_) {
+      add_to_dqueries<NV>(keys.rows, keys.stride, dscores, column, begin, end, forward_.head_dim, dqueries);
+    } else {
+      add_seen_to_dqueries<NV>(keys.rows, keys.stride, dscores, column, begin, end, forward_.head_dim, dqueries);
     }
   }
 
@@ -394,7 +288,8 @@ class BackwardWorker {
   }
 
   // dV or dK of the tile: dims in strips, so that a strip of `rows` stays in L1 while the keys pass.
-  void add_product(StripRanges ranges, const float* scores, const float* rows, int64_t dim, float* sums) const {
+  void add_product(StripRanges ranges, bool finite, const float* scores, const float* rows, int64_t dim,
+                   float* sums) const {
     const int64_t ld = round_up_to(dim, KeyGradients::kRowQuantum);
     const Strips strips((dim + F32::kLanes - 1) / F32::kLanes);
     for (int64_t i = 0; i < strips.count; ++i) {
@@ -402,29 +297,25 @@ class BackwardWorker {
       float* strip_sums = sums + strips.first(i) * F32::kLanes;
       with_width(strips.width(i), [&]<int NV>(Width<NV>) {
         for (int strip = 0; strip * kMR < num_keys_; ++strip) {
-          add_to_keys<NV>(scratch_.panels, num_panels_, ranges, strip, scores, strip_rows,
-                          strip_sums + strip * kMR * ld, ld);
+          float* at = strip_sums + strip * kMR * ld;
+          if (finite || all_seen_) {
+            add_to_keys<NV>(scratch_.panels, num_panels_, ranges, strip, scores, strip_rows, at, ld);
+          } else {
+            add_seen_to_keys<NV>(scratch_.panels, num_panels_, ranges, strip, scores, strip_rows, at, ld);
+          }
         }
       });
     }
   }
 
-  const AttentionBackwardParams& params_;
-  const AttentionParams& forward_;
-  const BackwardPart& part_;
-  const int64_t group_;
-  const bool piecewise_;
   const KeyGradients& share_;
-  BackwardLayout layout_;
-  BackwardScratch scratch_;
   float factor_, softcap_factor_;
   float unit_ = 1.0f;  // of scores before biases are added
-  ScoreTerms terms_;
-  bool has_terms_ = false;
 
-  int64_t first_column_ = 0, num_columns_ = 0, num_panels_ = 0;  // of the block
-  int32_t first_key_ = 0, num_keys_ = 0;                         // of the tile
+  // Of the tile.
+  int32_t first_key_ = 0, num_keys_ = 0;
   TileRows near_{}, far_{}, values_{};
+  bool all_seen_ = false;
 };
 
 }  // namespace flagattn::FLAGATTN_ISA
