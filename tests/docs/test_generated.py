@@ -56,9 +56,10 @@ def test_every_cell_of_the_environment_table_is_translated() -> None:
 
 
 # Chinese documents say the same in the same order: as many headings of each level, the same code and the same blocks.
+CHINESE = ROOT / "docs" / "zh"
 PAIRS = [("README.md", "README.zh.md")] + [
-    (f"docs/{path.name}", f"docs/zh/{path.name}")
-    for path in sorted((ROOT / "docs/zh").glob("*.md"))
+    (f"docs/{path.relative_to(CHINESE)}", f"docs/zh/{path.relative_to(CHINESE)}")
+    for path in sorted([*CHINESE.glob("*.md"), *CHINESE.glob("ops/*.md")])
     if path.name != "api.md"
 ]
 
