@@ -13,6 +13,7 @@ from flagattn.attention import (
 from flagattn.build_info import build_info, cpu_level
 from flagattn.explain import Explanation, explain
 from flagattn.kvcache import flash_attn_with_kvcache, piecewise_attn_with_kvcache
+from flagattn.loss import cross_entropy, linear_cross_entropy
 from flagattn.merging import merge_attention_states
 from flagattn.norm import rms_norm
 from flagattn.piecewise import piecewise_attn_func, piecewise_attn_varlen_func
@@ -24,6 +25,7 @@ __all__ = [
     "apply_rotary",
     "build_info",
     "cpu_level",
+    "cross_entropy",
     "explain",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
@@ -32,6 +34,7 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "linear_cross_entropy",
     "merge_attention_states",
     "piecewise_attn_func",
     "piecewise_attn_varlen_func",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
 
 # What torch.library.register_autograd and autograd.Function do inside; all of it is older than torch 2.11.
-_below_autograd: Any = torch._C._AutoDispatchBelowAutograd
+below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad: Any = torch._C._any_requires_grad
 _are_transforms_active: Any = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
@@ -18,24 +18,29 @@ _is_grad_enabled = torch.is_grad_enabled
 
 
 def differentiable(
-    op: Any, setup_context: Callable[[Any, Any, Any], None], backward: Callable[..., Any]
+    op: Any,
+    setup_context: Callable[[Any, Any, Any], None],
+    backward: Callable[..., Any],
+    *,
+    eager: type[torch.autograd.Function] | None = None,
 ) -> Callable[..., Any]:
     """Register `backward` as op's gradient and return a function that calls op by the shortest way.
 
     The op itself becomes differentiable through torch.library.register_autograd, which torch.compile traces and opcheck
     tests. In eager mode that route costs tens of microseconds, so the returned function takes an autograd.Function of
     the same two functions when a gradient is wanted, and steps below autograd when none is. Arguments are positional.
-    torch.func's transforms (grad, vjp, vmap) take a third way; forward-mode differentiation raises.
+    `eager` is another Function to take there, whose results are op's first ones. torch.func's transforms (grad, vjp,
+    vmap) take a third way; forward-mode differentiation raises.
     """
     torch.library.register_autograd(op, backward, setup_context=setup_context)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        with _below_autograd():
+        with below_autograd():
             output = op(*args)
         setup_context(ctx, args, output)
         return output
 
-    function: Any = type(
+    function: Any = eager or type(
         f"{op._opname}_function",
         (torch.autograd.Function,),
         {"forward": staticmethod(forward), "backward": staticmethod(backward)},
@@ -63,7 +68,7 @@ def differentiable(
             _refuse_forward_mode()
         if _is_grad_enabled() and _any_requires_grad(*args):
             return apply(*args)
-        with _below_autograd():
+        with below_autograd():
             return op(*args)
 
     return call

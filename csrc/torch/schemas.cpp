@@ -24,6 +24,13 @@ STABLE_TORCH_LIBRARY(flagattn, m) {
   m.def("apply_rotary_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions, bool interleaved, bool conjugate) -> ()");
   m.def("attention_plan(int batch, int heads_q, int heads_k, int seqlen_q, int seqlen_k, int head_dim, int head_dim_v, bool piecewise) -> str");
 
+  // loss
+  m.def("cross_entropy(Tensor logits, Tensor targets, Tensor? token_weights, int ignore_index, int reduction, float softcap, float z_loss, float label_smoothing) -> (Tensor loss, Tensor lse, Tensor lse_parts)");
+  m.def("cross_entropy_backward(Tensor? dloss, Tensor? dlse, Tensor logits, Tensor targets, Tensor? token_weights, Tensor lse_parts, int ignore_index, int reduction, float softcap, float z_loss, float label_smoothing) -> Tensor dlogits");
+  m.def("cross_entropy_backward_(Tensor? dloss, Tensor? dlse, Tensor(a!) logits, Tensor targets, Tensor? token_weights, Tensor lse_parts, int ignore_index, int reduction, float softcap, float z_loss, float label_smoothing) -> ()");
+  m.def("linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, Tensor? token_weights, int ignore_index, int reduction, float softcap, float z_loss, float label_smoothing, bool takes_dhidden, bool takes_dweight) -> (Tensor loss, Tensor lse, Tensor lse_parts, Tensor dhidden, Tensor dweight)");
+  m.def("linear_cross_entropy_backward(Tensor? dloss, Tensor? dlse, Tensor hidden, Tensor weight, Tensor targets, Tensor? token_weights, Tensor lse_parts, int ignore_index, int reduction, float softcap, float z_loss, float label_smoothing, bool needs_dhidden, bool needs_dweight) -> (Tensor dhidden, Tensor dweight)");
+
   // build and machine
   m.def("build_facts() -> str");
   m.def("cpu_level() -> (str level, str reason)");

@@ -16,6 +16,7 @@ from flagattn.reference.attention import (
 )
 from flagattn.reference.dropout import dropout_keep_mask, philox
 from flagattn.reference.kvcache import attention_with_kvcache
+from flagattn.reference.loss import cross_entropy, linear_cross_entropy
 from flagattn.reference.masks import far_mask, keep_mask, signed_distance
 from flagattn.reference.norm import rms_norm
 from flagattn.reference.rotary import apply_rotary
@@ -26,9 +27,11 @@ __all__ = [
     "attention_column_sums",
     "attention_varlen",
     "attention_with_kvcache",
+    "cross_entropy",
     "dropout_keep_mask",
     "far_mask",
     "keep_mask",
+    "linear_cross_entropy",
     "merge_attention_states",
     "philox",
     "piecewise_attention",

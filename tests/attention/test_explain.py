@@ -42,6 +42,14 @@ def test_fused_ops() -> None:
     x = torch.randn(4, 16)
     assert "csrc/norm/cpu" in flagattn.explain(flagattn.rms_norm, x, torch.ones(16)).kernel
     assert "copied first" in flagattn.explain(flagattn.swiglu, x.T, x.T).details["copies"]
+    assert "csrc/loss/cpu" in flagattn.explain("cross_entropy", x, torch.zeros(x.shape[:-1])).kernel
+    for weight, reduction, gradients in (
+        (x, "mean", "taken in the forward"),
+        (x, "none", "the gradient of each loss"),
+        (x.bfloat16(), "mean", "rounded once"),
+    ):
+        explanation = flagattn.explain("linear_cross_entropy", x, weight, x, reduction=reduction)
+        assert gradients in explanation.details["gradients"]
     assert flagattn.explain("apply_rotary", torch.randn(1, 4, 2, 8), torch.ones(4, 4), torch.ones(4, 4)).kernel
 
 
