@@ -220,7 +220,7 @@ class Aquila2ForCausalLM(nn.Module):
 
         Returns:
             Logits (B, S, V) or (N, V) in the dtype of the weights (autocast: its dtype), and the mean cross-entropy
-            over all targets in fp32, None without targets.
+            over all targets in fp32, None without targets. Where only the loss is wanted, `loss` is cheaper.
 
         Differentiable once in all weights. Matches `LlamaForCausalLM` of transformers on equal weights.
         """
@@ -231,8 +231,25 @@ class Aquila2ForCausalLM(nn.Module):
         logits = self.lm_head(hidden)
         if targets is None:
             return Aquila2Output(logits, None)
-        loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
-        return Aquila2Output(logits, loss)
+        loss = flagattn.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)
+        return Aquila2Output(logits, cast(Tensor, loss))
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """The loss of `forward` without its logits, which need more memory in training than all else together.
+
+        The head works in fp32, under autocast too. With no target at all the loss is 0.
+        """
+        hidden = self.model(input_ids, self._context(input_ids, positions, cu_seqlens, max_seqlen, None))  # (B, S, E)
+        weight = self.lm_head.weight
+        return cast(Tensor, flagattn.linear_cross_entropy(hidden, weight, targets, ignore_index=IGNORE_INDEX))
 
     def _context(
         self,

@@ -68,11 +68,11 @@ def faster_than(peer: str, class_: str = "", shape: str = "") -> Callable[[Row],
     return lambda row: _of(row, peer, "times_ours") if class_ in row["class"] and shape in row["shape"] else None
 
 
-def time_against(peer: str, class_: str = "") -> Callable[[Row], float | None]:
+def time_against(peer: str, class_: str = "", shape: str = "") -> Callable[[Row], float | None]:
     """Our time over the peer's."""
 
     def value(row: Row) -> float | None:
-        ratio = _of(row, peer, "times_ours") if class_ in row["class"] else None
+        ratio = _of(row, peer, "times_ours") if class_ in row["class"] and shape in row["shape"] else None
         return None if ratio is None else 1.0 / ratio
 
     return value
@@ -81,6 +81,18 @@ def time_against(peer: str, class_: str = "") -> Callable[[Row], float | None]:
 def share_of(probe: str, class_: str = "", shape: str = "") -> Callable[[Row], float | None]:
     """Our rate as a share of a probe's, in the same rounds."""
     return lambda row: _of(row, probe, "share") if class_ in row["class"] and shape in row["shape"] else None
+
+
+def extra_memory_against(peer: str, shape: str) -> Callable[[Row], float | None]:
+    """What we add to the process's memory over what the peer adds."""
+
+    def value(row: Row) -> float | None:
+        extra = row.get("extra_bytes", {})
+        if shape not in row["shape"] or not extra.get(peer) or not extra.get("ours"):
+            return None
+        return float(extra["ours"]) / float(extra[peer])
+
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- bars
@@ -120,6 +132,21 @@ def _norm_and_activation() -> list[Bar]:
     return bars
 
 
+def _loss() -> list[Bar]:
+    suite, shape = "linear cross-entropy", "x 100000"
+    bars = [
+        Bar(
+            f"{suite}, extra memory against torch eager", suite, "<=", 0.125, extra_memory_against("torch eager", shape)
+        )
+    ]
+    for peer, name, bound in (
+        ("torch eager", "torch eager", 1.05),
+        ("F.linear_cross_entropy", "torch's own", 1.0),
+    ):
+        bars.append(Bar(f"{suite}, time against {name}", suite, "<=", bound, time_against(peer, shape=shape)))
+    return bars
+
+
 BARS: tuple[Bar, ...] = (
     *_attention(),
     Bar(
@@ -140,6 +167,7 @@ BARS: tuple[Bar, ...] = (
     Bar("one head forward, two threads against one", "one head forward", ">=", 1.8, faster_than("one thread")),
     Bar("one head backward, two threads against one", "one head backward", ">=", 1.8, faster_than("one thread")),
     *_norm_and_activation(),
+    *_loss(),
     Bar("training step, against HF Llama eager", "training step", ">=", 1.25, faster_than("HF Llama eager")),
     Bar("training step, against HF Llama compiled", "training step", ">=", 1.0, faster_than("HF Llama compiled")),
 )

@@ -95,6 +95,27 @@ class RowsShape:
 
 
 @dataclass(frozen=True)
+class HeadShape:
+    """A linear head over a vocabulary and the cross-entropy of its logits."""
+
+    tokens: int
+    features: int
+    classes: int
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.tokens} x {self.features} x {self.classes}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype} {self.label}".replace(" ", "-")
+
+    def shrunk(self) -> HeadShape:
+        return replace(self, tokens=24, features=40, classes=300)
+
+
+@dataclass(frozen=True)
 class RotaryShape:
     """A (1, seqlen, heads, head_dim) tensor whose whole head dim is rotated."""
 
@@ -147,4 +168,10 @@ ONE_HEAD = tuple(
 
 NORM = (RowsShape(2048, 4096, "fp32"), RowsShape(2048, 4096, "bf16"))
 ACTIVATION = NORM
+HEADS = (
+    HeadShape(4096, 1024, 100_000, "fp32"),
+    HeadShape(1024, 512, 32_000, "fp32"),
+    HeadShape(512, 512, 32_000, "bf16"),
+)
+LOGITS = (RowsShape(1024, 32_000, "fp32"), RowsShape(1024, 32_000, "bf16"))
 ROTARY = (RotaryShape(2048, 32, 128, "fp32"), RotaryShape(2048, 32, 128, "bf16"))

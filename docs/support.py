@@ -86,6 +86,16 @@ def _rotary(dtype: torch.dtype, dim: int) -> Any:
     return flagattn.apply_rotary(_random(1, 5, 2, dim, dtype=dtype), angles.cos(), angles.sin())
 
 
+def _loss(dtype: torch.dtype, dim: int) -> Any:
+    return flagattn.cross_entropy(_random(3, dim, dtype=dtype), torch.tensor([0, 3, 5]))
+
+
+def _linear_loss(dtype: torch.dtype, dim: int) -> Any:
+    return flagattn.linear_cross_entropy(
+        _random(3, dim, dtype=dtype), _random(9, dim, dtype=dtype), torch.tensor([0, 3, 5])
+    )
+
+
 ATTENTION: dict[str, Callable[[torch.dtype, int], Any]] = {
     "flash_attn_func": _dense,
     "flash_attn_varlen_func": _packed,
@@ -99,6 +109,8 @@ FUSED: dict[str, Callable[[torch.dtype, int], Any]] = {
     "rms_norm": _rms_norm,
     "swiglu": _swiglu,
     "apply_rotary": _rotary,
+    "cross_entropy": _loss,
+    "linear_cross_entropy": _linear_loss,
 }
 
 

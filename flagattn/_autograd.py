@@ -12,7 +12,7 @@ from torch.autograd import forward_ad as _forward_ad
 # What torch.library.register_autograd and autograd.Function do inside; all of it is older than torch 2.11.
 below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad: Any = torch._C._any_requires_grad
-_are_transforms_active: Any = torch._C._are_functorch_transforms_active
+are_transforms_active: Any = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 
@@ -62,7 +62,7 @@ def differentiable(
     def call(*args: Any) -> Any:
         if _is_compiling():
             return op(*args)
-        if _are_transforms_active():
+        if are_transforms_active():
             return transformable.apply(*args)
         if _forward_ad._current_level >= 0 and any(_is_dual(arg) for arg in args):
             _refuse_forward_mode()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import flagattn.activation
 import flagattn.attention
+import flagattn.loss
 import flagattn.norm
 import flagattn.piecewise
 import flagattn.rotary
@@ -39,8 +40,16 @@ _FUSED: dict[str, Callable[..., Any]] = {
     "rms_norm": flagattn.norm.rms_norm,
     "swiglu": flagattn.activation.swiglu,
     "apply_rotary": flagattn.rotary.apply_rotary,
+    "cross_entropy": flagattn.loss.cross_entropy,
+    "linear_cross_entropy": flagattn.loss.linear_cross_entropy,
 }
-_SOURCES = {"rms_norm": "csrc/norm/cpu", "swiglu": "csrc/activation/cpu", "apply_rotary": "csrc/rotary/cpu"}
+_SOURCES = {
+    "rms_norm": "csrc/norm/cpu",
+    "swiglu": "csrc/activation/cpu",
+    "apply_rotary": "csrc/rotary/cpu",
+    "cross_entropy": "csrc/loss/cpu",
+    "linear_cross_entropy": "csrc/loss/cpu with products by torch's BLAS",
+}
 
 
 @dataclass
@@ -82,7 +91,10 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     arguments = inspect.signature(function).bind(*args, **kwargs)
     arguments.apply_defaults()
     if name in _FUSED:
-        return _explain_fused(name, next(iter(arguments.arguments.values())))
+        explanation = _explain_fused(name, next(iter(arguments.arguments.values())))
+        if name == "linear_cross_entropy":
+            explanation.details["gradients"] = _explain_head(arguments.arguments)
+        return explanation
     return _explain_attention(name, arguments.arguments)
 
 
@@ -91,6 +103,14 @@ def _explain_fused(name: str, x: Tensor) -> Explanation:
     if x.stride(-1) != 1:
         explanation.details["copies"] = "the last dimension is not contiguous: the operand is copied first"
     return explanation
+
+
+def _explain_head(arguments: dict[str, Any]) -> str:
+    if arguments["weight"].dtype is not torch.float32:
+        return "made in the backward from logits made again, since the weight's gradient is to be rounded once"
+    if arguments["reduction"] == "none":
+        return "made in the backward from logits made again, since only it knows the gradient of each loss"
+    return "taken in the forward, while the logits are there; made again for a gradient of lse"
 
 
 def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flagattn import _load
-from flagattn._autograd import below_autograd, differentiable, without_double_backward
+from flagattn._autograd import are_transforms_active, below_autograd, differentiable, without_double_backward
 from flagattn._checks import check_floating, check_integer, check_softcap, rows_contiguous
 
 _load.load()
@@ -50,7 +50,7 @@ def cross_entropy(
         token_weights: (...), floating; each row's loss, z-loss included, is multiplied by its weight. Weight 0 leaves a
             row out as `ignore_index` does. Not differentiated.
         inplace_backward: the gradient overwrites the logits, which must not be used after the loss. Where they are not
-            contiguous, and under torch.compile, which manages memory itself, the gradient is a new tensor.
+            contiguous, and under torch.compile and torch.func, the gradient is a new tensor.
         return_lse: also return lse.
 
     Returns:
@@ -73,7 +73,8 @@ def cross_entropy(
     targets, weights = _per_row(targets, token_weights, logits, "logits")
     options = _options(ignore_index, reduction, softcap, z_loss, label_smoothing)
     arguments = (rows_contiguous(logits), targets, weights, *options)
-    if inplace_backward and not torch.compiler.is_compiling() and logits.requires_grad and logits.is_contiguous():
+    traced = torch.compiler.is_compiling() or are_transforms_active()
+    if inplace_backward and not traced and logits.requires_grad and logits.is_contiguous():
         loss, lse = _InPlace.apply(*arguments)
     else:
         loss, lse, _ = _cross_entropy(*arguments)
@@ -121,7 +122,7 @@ def linear_cross_entropy(
         RuntimeError: a target that is out of range.
 
     Differentiable once in hidden and weight, through loss and lse; autocast does not change it. The products are
-    torch's (its BLAS), one thread each, cut by shape alone, so the number of threads does not change the bits.
+    torch's, so their bits are its BLAS's; how they are cut, and what is added to what, depends on the shapes alone.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025; Hsu et al., "Liger Kernel",
     2024 (gradients in the forward pass).

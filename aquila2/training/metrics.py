@@ -82,9 +82,9 @@ def heldout_loss(
         for part in parts:
             batch = part.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = model(
+                loss = model.loss(
                     batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
-                ).loss
+                )
             total += float(loss) * batch.num_targets
             count += batch.num_targets
         losses[source] = total / count if count else math.nan

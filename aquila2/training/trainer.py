@@ -86,7 +86,7 @@ class Loop:
         self.options, self.model, self.tokenizer, self.stream, self.device = options, model, tokenizer, stream, device
         self.folder = Path(options.run.folder)
         self.optimizer = make_adamw(model, options.optimizer)
-        self.forward = torch.compile(model, fullgraph=True, dynamic=True) if options.train.compile else model
+        self.loss = torch.compile(model.loss, fullgraph=True, dynamic=True) if options.train.compile else model.loss
         self.bf16 = options.train.precision == "bf16"
         self.heldout = heldout_batches(self.folder / "data", options.data, options.batch.micro)
         self.progress = Progress()
@@ -148,9 +148,7 @@ class Loop:
         for batch in batches:
             part = batch.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = self.forward(
-                    part.input_ids, part.targets, cu_seqlens=part.cu_seqlens, max_seqlen=part.max_seqlen
-                ).loss
+                loss = self.loss(part.input_ids, part.targets, cu_seqlens=part.cu_seqlens, max_seqlen=part.max_seqlen)
             weighted = loss * (part.num_targets / count)
             weighted.backward()
             total += weighted.detach()

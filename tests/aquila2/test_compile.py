@@ -21,3 +21,14 @@ def test_fullgraph(tiny_model: Aquila2ForCausalLM, packed: bool) -> None:
         gradients.append([output.logits.detach(), *(parameter.grad.clone() for parameter in tiny_model.parameters())])
     for eager, traced in zip(*gradients, strict=True):
         torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_alone_is_one_graph(tiny_model: Aquila2ForCausalLM) -> None:
+    ids = torch.randint(304, (2, 24))
+    gradients = []
+    for loss in (tiny_model.loss, torch.compile(tiny_model.loss, fullgraph=True, dynamic=True, backend="aot_eager")):
+        tiny_model.zero_grad()
+        loss(ids, ids).backward()
+        gradients.append([parameter.grad.clone() for parameter in tiny_model.parameters()])
+    for eager, traced in zip(*gradients, strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-6)

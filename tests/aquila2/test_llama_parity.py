@@ -116,6 +116,21 @@ def test_activation_checkpointing_changes_no_bit() -> None:
     assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
 
 
+def test_the_loss_alone_is_that_of_the_logits() -> None:
+    ours, _ = pair(BASE.replace(num_key_value_heads=2))
+    ids, targets = torch.randint(320, (2, 40)), torch.randint(320, (2, 40))
+    targets[0, 5:20] = -100
+    bounds = torch.tensor([0, 17, 40, 80], dtype=torch.int32)
+    gradients = []
+    for loss in (ours(ids, targets, cu_seqlens=bounds).loss, ours.loss(ids, targets, cu_seqlens=bounds)):
+        ours.zero_grad()
+        loss.backward()
+        gradients.append({"loss": loss} | {name: parameter.grad for name, parameter in ours.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert_close(gradients[1][name], expected, name)
+    assert ours.loss(ids, torch.full_like(ids, -100)).item() == 0
+
+
 def test_bf16_autocast_keeps_the_residual_stream_wide() -> None:
     ours, theirs = pair(BASE.replace(num_key_value_heads=2))
     seen = []
@@ -123,9 +138,12 @@ def test_bf16_autocast_keeps_the_residual_stream_wide() -> None:
     ids = torch.randint(320, (2, 40))
     with torch.autocast("cpu", torch.bfloat16):
         output = ours(ids[:, :-1], ids[:, 1:])
+        alone = ours.loss(ids[:, :-1], ids[:, 1:])
     output.loss.backward()
-    assert seen == [torch.float32]
-    assert output.loss.dtype == torch.float32
+    alone.backward()
+    assert seen == [torch.float32] * 2
+    assert output.loss.dtype == alone.dtype == torch.float32
+    assert alone.item() == pytest.approx(output.loss.item(), rel=1e-2)
     expected = theirs(ids[:, :-1]).logits
     assert_close(output.logits.float(), expected, "logits", 0.05)
 

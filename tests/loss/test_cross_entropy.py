@@ -217,6 +217,20 @@ def test_double_backward_raises() -> None:
             gradient.sum().backward()
 
 
+def test_functional_transforms() -> None:
+    x, targets = logits_of((9, 40), torch.float32), targets_of((9, 40))
+
+    def loss(x: Tensor) -> Any:
+        return flagattn.cross_entropy(x, targets, inplace_backward=True)
+
+    gradient, value = torch.func.grad_and_value(loss)(x)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss(leaf), leaf)[0])
+    torch.testing.assert_close(value, loss(x))
+    with pytest.raises(NotImplementedError, match="no forward-mode"):
+        torch.func.jvp(loss, (x,), (x,))
+
+
 def test_opcheck() -> None:
     logits, targets = logits_of((2, 3, 20), torch.float32), targets_of((2, 3, 20))
     ops, options = torch.ops.flagattn, (-100, 1, 2.0, 0.1, 0.1)

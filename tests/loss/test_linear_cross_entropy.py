@@ -235,6 +235,21 @@ def test_double_backward_raises() -> None:
             gradient.sum().backward()
 
 
+def test_functional_transforms() -> None:
+    x, weight = operands((9, 16, 40), torch.float32).values()
+    targets = targets_of(9, 40)
+
+    def loss(x: Tensor) -> Any:
+        return flagattn.linear_cross_entropy(x, weight, targets)
+
+    gradient, value = torch.func.grad_and_value(loss)(x)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss(leaf), leaf)[0])
+    torch.testing.assert_close(value, loss(x))
+    with pytest.raises(NotImplementedError, match="no forward-mode"):
+        torch.func.jvp(loss, (x,), (x,))
+
+
 def test_opcheck() -> None:
     hidden, weight = operands((6, 16, 40), torch.float32).values()
     targets, ops = targets_of(6, 40), torch.ops.flagattn
