@@ -338,6 +338,11 @@ _wrapped_flash_attn_varlen_backward = _flash_attn_varlen_backward
 # ---- helpers ----
 
 
+def _get_block_size_n(device: Any, head_dim: int, is_dropout: bool, is_causal: bool) -> int:
+    """How many keys share the maximum that a row of S_dmask is relative to: here all of them."""
+    return 2**30
+
+
 def _returned(results: Any, return_attn_probs: bool) -> Any:
     if not return_attn_probs:
         return results

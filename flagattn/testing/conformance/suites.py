@@ -1,0 +1,109 @@
+"""The test-suites of other projects: their files, what they import, and which of their cases are left out for what reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Deselection:
+    """Cases that are not run: of these tests (all of the suite's if empty), where every parameter named has a value listed."""
+
+    reason: str
+    tests: tuple[str, ...] = ()
+    where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def covers(self, test: str, params: Mapping[str, Any]) -> bool:
+        if self.tests and test not in self.tests:
+            return False
+        return all(name in params and params[name] in values for name, values in self.where.items())
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One checkout's tests."""
+
+    name: str
+    repository: str
+    files: tuple[str, ...]
+    installs: tuple[str, ...]  # for flagattn.compat.install
+    paths: tuple[str, ...] = ()  # folders of the checkout that its tests import from
+    environment: Mapping[str, str] = field(default_factory=dict)
+    capability: tuple[int, int] = (8, 0)  # what the tests are told the device can do
+    references: Mapping[str, str] = field(default_factory=dict)  # module -> file of the checkout it is loaded from
+    deselected: tuple[Deselection, ...] = ()
+
+
+def size_of(params: Mapping[str, Any]) -> int:
+    """About how many scores one head of a case has: what decides how long it takes on a CPU."""
+    rows = params.get("seqlen_q", params.get("M", params.get("seqlen", 128)))
+    keys = params.get("seqlen_k", params.get("N", params.get("seqlen", params.get("max_seq_len", 128))))
+    return int(rows) * int(keys)
+
+
+_REPEATS = (
+    "repeats a large case hundreds of times to provoke races between GPU blocks; tests/attention holds the bits fixed"
+)
+_RAW = "calls the CUDA extension's own functions by their argument slots"
+
+FLASH_ATTENTION = Suite(
+    name="flash-attention",
+    repository="Dao-AILab/flash-attention",
+    files=("tests/test_flash_attn.py", "tests/test_rotary.py"),
+    installs=("flash_attn",),
+    deselected=(
+        Deselection(_REPEATS, ("test_flash_attn_race_condition",)),
+        Deselection(_RAW, ("test_flash_attn_generator_arg_must_be_none",)),
+        Deselection(
+            "demands an error for num_splits > 1, which changes no bits here and is accepted",
+            ("test_flash_attn_varlen_paged_kv_num_splits",),
+        ),
+        Deselection("counts the compilations of a Triton kernel", ("test_compilation_count",)),
+    ),
+)
+
+FLASH_ATTENTION_3 = Suite(
+    name="flash-attention-3",
+    repository="Dao-AILab/flash-attention",
+    files=("hopper/test_flash_attn.py",),
+    installs=("flash_attn", "flash_attn_3", "flash_attn_interface"),
+    paths=("hopper",),
+    environment={"FLASH_ATTENTION_DISABLE_FP8": "TRUE"},
+    capability=(9, 0),
+    deselected=(
+        Deselection(_REPEATS, ("test_flash_attn_race_condition", "test_flash_attn_cluster")),
+        Deselection("compares the schemas of the CUDA extension's ops", ("test_flash3_bw_compatibility",)),
+        Deselection(
+            "adds products of queries and values 256 and 512 wide to the scores; the kernels take 256 in all",
+            ("test_flash_attn_output", "test_flash_attn_varlen_output"),
+            {"has_qv": (True,)},
+        ),
+        Deselection(
+            "packs the queries of a cached batch; queries of caches are dense here",
+            ("test_flash_attn_kvcache",),
+            {"varlen_q": (True,)},
+        ),
+    ),
+)
+
+FLAG_ATTENTION = Suite(
+    name="flag-attention",
+    repository="FlagOpen/FlagAttention",
+    files=(
+        "tests/flag_attn/test_flash_attention.py",
+        "tests/flag_attn/test_piecewise_attention.py",
+        "tests/flag_attn/test_paged_attention.py",
+        "tests/flag_attn/test_dropout.py",
+    ),
+    installs=("flag_attn",),
+    references={
+        "flash": "src/flag_attn/testing/flash.py",
+        "piecewise": "src/flag_attn/testing/piecewise.py",
+        "paged": "src/flag_attn/testing/paged.py",
+    },
+    deselected=(Deselection("recomputes the mask of a Triton random generator", ("test_recompute_mask",)),),
+)
+
+SUITES = {suite.name: suite for suite in (FLASH_ATTENTION, FLASH_ATTENTION_3, FLAG_ATTENTION)}
