@@ -1,4 +1,4 @@
-# make demo | test | check | build | bench | lint | format | test-wheels | clean
+# make demo | test | check | build | bench | lint | format | conformance | test-wheels | clean
 #
 #   TORCH='torch==2.14.1'    which torch the environment gets       VENV=none   use the current environment as it is
 #   PYTEST_ARGS='-k causal'  what pytest is told                    MAX_JOBS=2  compile jobs
@@ -30,7 +30,7 @@ $(VENV)/.ready-%:
 	@mkdir -p build
 	@flock build/.environment.lock $(MAKE) --no-print-directory environment
 
-.PHONY: environment build test check demo bench lint format test-wheels clean
+.PHONY: environment build test check demo bench lint format conformance test-wheels clean
 environment:
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo "flagattn: python3-venv is missing; on Debian or Ubuntu run 'apt install python3-venv g++ make'." >&2; exit 1; }
 	test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -69,6 +69,13 @@ format: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check --fix-only -q $(PYTHON_FILES)
 	$(PYTHON) -m ruff format -q $(PYTHON_FILES)
 	@$(if $(CPP_FILES),$(CLANG_FORMAT) -i $(CPP_FILES))
+
+# Other projects' own tests, from a checkout, on the CPU: make conformance SUITE=flash-attention SRC=folder CASES=1000
+SUITE ?= flash-attention
+SRC ?=
+CASES ?= 1000
+conformance: build
+	$(PYTHON) -m flagattn.testing.conformance --suite $(SUITE) --src '$(SRC)' --cases $(CASES) $(CONFORMANCE_ARGS)
 
 # Downloads gigabytes: the wheel built against one torch is loaded and run under another.
 test-wheels: build

@@ -21,6 +21,8 @@ class CudaMeansCpu(TorchFunctionMode):
     """Every torch function and method that is told a CUDA device gets the CPU."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.cuda:
+            return args[0]
         kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         return function(*(_on_cpu(value) for value in args), **kwargs)
 
@@ -43,4 +45,4 @@ def answer_for_cuda(capability: tuple[int, int]) -> None:
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     set_default_device = torch.set_default_device
-    torch.set_default_device = lambda device: set_default_device(_on_cpu(device))  # type: ignore[assignment]
+    torch.set_default_device = lambda device: set_default_device(_on_cpu(device))

@@ -1,0 +1,275 @@
+"""Attention of Hugging Face models, and their norms and activations: switched on by hand.
+
+    from flagattn.integrations import transformers as integration
+
+    integration.register()
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="flagattn")
+    integration.fuse(model)  # also RMSNorm and SwiGLU, where the model's are known
+
+Padded batches are computed without their padding, packed ones (`position_ids` that start anew, or cu_seq_lens_q and the
+like) sequence by sequence, cached generation on the cache where it lies. Causal masks, sliding windows and padding are
+never formed as matrices; any other mask a model asks for is.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import flagattn
+from flagattn.integrations import _transformers_layouts as layouts
+
+NAME = "flagattn"
+
+_native: Any = flagattn  # its results depend on flags
+
+
+def register() -> str:
+    """Make "flagattn" an attention implementation of transformers; returns that name.
+
+    Afterwards `attn_implementation="flagattn"` at loading, or `model.set_attn_implementation("flagattn")`, uses it. A
+    second call changes nothing.
+
+    Raises:
+        ImportError: transformers is missing or too old to know registered attention and masks.
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+    except ImportError as error:
+        raise ImportError(
+            "this needs transformers with AttentionInterface and AttentionMaskInterface (>= 4.53)"
+        ) from error
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+    return NAME
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    s_aux: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: Any = None,
+    max_length_k: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every attention layer.
+
+    Args:
+        query: (batch, heads_q, seqlen_q, head_dim).
+        key, value: (batch, heads_k, seqlen_k, head_dim), where heads_k divides heads_q.
+        attention_mask: what `mask` gave: None, (batch, seqlen_k) with True where a key counts, or a mask of four
+            dimensions, boolean or additive.
+        sliding_window: how many keys a query sees, its own included.
+        s_aux: (heads_q,), the logits of attention sinks.
+        position_ids: (batch, seqlen) of packed sequences; every one begins where the position does not rise by one.
+        cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: of sequences packed into one row, if they are known.
+
+    Returns:
+        out (batch, seqlen_q, heads_q, head_dim) and None for the probabilities, which are never formed.
+    """
+    if kwargs.get("cache") is not None:
+        raise NotImplementedError(
+            "cache is given; transformers' continuous batching is not served by attn_implementation='flagattn'"
+        )
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if query.dtype != value.dtype or key.dtype != value.dtype:
+        query, key = query.to(value.dtype), key.to(value.dtype)  # layer norms kept in fp32
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    window = (-1, -1)
+    if sliding_window is not None and k.shape[1] > sliding_window:
+        window = (sliding_window - 1, 0 if causal else sliding_window - 1)
+    options = {
+        "dropout_p": dropout,
+        "softmax_scale": scaling,
+        "causal": causal,
+        "window_size": window,
+        "softcap": softcap or 0.0,
+        "sinks": s_aux,
+    }
+    if attention_mask is not None:
+        if attention_mask.dim() == 4:
+            return _with_any_mask(q, k, v, attention_mask, dropout, scaling, softcap, s_aux), None
+        return _with_padding(q, k, v, attention_mask, options), None
+    if cu_seq_lens_q is not None and cu_seq_lens_k is not None:
+        longest_q, longest_k = (_integer(length) for length in (max_length_q, max_length_k))
+        packing = (cu_seq_lens_q.int(), cu_seq_lens_k.int(), longest_q, longest_k)
+        return _packed(q, k, v, packing, options), None
+    if position_ids is not None and position_ids.dim() == 2 and q.shape[1] == k.shape[1] > 1:
+        restarts = layouts.packing_of(position_ids, q.shape[0])
+        if restarts is not None:
+            return _packed(q, k, v, restarts, options), None
+    if _is_inference(q, k, v) and q.shape[1] < k.shape[1] and dropout == 0.0:
+        return _cached(q, k, v, options), None
+    return _native.flash_attn_func(q, k, v, **options), None
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """What transformers calls once per forward pass and kind of mask: None, or which keys count, or a whole mask.
+
+    Causal masks and windows follow from the arguments of `attention`; packed sequences from its position_ids.
+    """
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    if mask_function is None:
+        mask_function = causal_mask_function
+    hidden = attention_mask is not None or isinstance(q_offset, Tensor)
+    if not layouts.follows_from_arguments(mask_function) or (hidden and torch.compiler.is_compiling()):
+        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        sizes = (batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask)
+        return sdpa_mask(*sizes, **kwargs)
+    if attention_mask is None:
+        seen = int(q_offset) + q_length - kv_offset
+        # The rows of a static cache that nothing was written to yet.
+        return (
+            None if seen >= kv_length else torch.ones(batch_size, seen, dtype=torch.bool, device=kwargs.get("device"))
+        )
+    attention_mask = attention_mask[:, -kv_length:]
+    return None if attention_mask.shape[1] == kv_length and bool(attention_mask.all()) else attention_mask
+
+
+# ---- the ways through ----
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, packing: Any, options: dict[str, Any]) -> Tensor:
+    rows = (operand.flatten(0, 1) for operand in (q, k, v))
+    return _native.flash_attn_varlen_func(*rows, *packing, **options).unflatten(0, q.shape[:2])
+
+
+def _with_padding(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, options: dict[str, Any]) -> Tensor:
+    k, v = k[:, : keys.shape[1]], v[:, : keys.shape[1]]  # a static cache is longer than what was seen
+    padding = layouts.padding_of(keys)
+    if q.shape[1] == k.shape[1]:
+        rows = [operand.flatten(0, 1).index_select(0, padding.indices) for operand in (q, k, v)]
+        packing = (padding.cu_seqlens, padding.cu_seqlens, padding.longest, padding.longest)
+        out = _native.flash_attn_varlen_func(*rows, *packing, **options)
+        return layouts.scattered(out, padding.indices, q.shape[:2])
+    if padding.starts is not None and _is_inference(q, k, v) and options["dropout_p"] == 0.0:
+        return _cached(q, k, v, options, padding)
+    # The queries are the last ones of each row, and count where their keys do.
+    queries = layouts.padding_of(keys[:, -q.shape[1] :])
+    rows = [q.flatten(0, 1).index_select(0, queries.indices)]
+    rows += [operand.flatten(0, 1).index_select(0, padding.indices) for operand in (k, v)]
+    packing = (queries.cu_seqlens, padding.cu_seqlens, queries.longest, padding.longest)
+    out = _native.flash_attn_varlen_func(*rows, *packing, **options)
+    return layouts.scattered(out, queries.indices, q.shape[:2])
+
+
+def _cached(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], padding: layouts.Padding | None = None) -> Tensor:
+    """On the cache where it lies; keys that do not count stand before those that do."""
+    masks = {name: value for name, value in options.items() if name != "dropout_p"}
+    if padding is not None:
+        masks.update(cache_leftpad=padding.starts, cache_seqlens=k.shape[1])
+    return _native.flash_attn_with_kvcache(q, k, v, **masks)
+
+
+def _with_any_mask(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    for name, value in (("softcap", softcap), ("s_aux", sinks)):
+        if value is not None:
+            raise NotImplementedError(f"{name} is given beside a mask of four dimensions; they do not go together here")
+    k, v = k[:, : mask.shape[-1]], v[:, : mask.shape[-1]]
+    heads_first = (operand.transpose(1, 2) for operand in (q, k, v))
+    out = _native.scaled_dot_product_attention(*heads_first, mask, dropout, False, scaling, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def _is_inference(*operands: Tensor) -> bool:
+    return not (torch.is_grad_enabled() and any(operand.requires_grad for operand in operands))
+
+
+def _integer(value: Any) -> Any:
+    return int(value.item()) if isinstance(value, Tensor) else value
+
+
+# ---- norms and activations ----
+
+# Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
+_NORMS = {
+    "LlamaRMSNorm": (0.0, "llama"),
+    "MistralRMSNorm": (0.0, "llama"),
+    "Qwen2RMSNorm": (0.0, "llama"),
+    "Qwen3RMSNorm": (0.0, "llama"),
+    "Gemma2RMSNorm": (1.0, "gemma"),
+}
+_GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+
+
+def fuse(model: nn.Module) -> int:
+    """Give the model's RMSNorm and SwiGLU layers the forward passes of `flagattn.rms_norm` and `flagattn.swiglu`.
+
+    Only layers of known classes whose activation is SiLU; their weights stay where they are. `unfuse` undoes it.
+
+    Returns:
+        How many layers were changed.
+    """
+    changed = 0
+    for module in model.modules():
+        name = type(module).__name__
+        if name in _NORMS:
+            module.forward = types.MethodType(_norm_forward(*_NORMS[name]), module)
+            changed += 1
+        elif name in _GATED_MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU | _silu_class()):
+            module.forward = types.MethodType(_gated_mlp_forward, module)
+            changed += 1
+    return changed
+
+
+def unfuse(model: nn.Module) -> int:
+    """Give the layers that `fuse` changed their own forward passes back; returns how many."""
+    changed = 0
+    for module in model.modules():
+        if getattr(module.__dict__.get("forward"), "__module__", None) == __name__:
+            del module.forward
+            changed += 1
+    return changed
+
+
+def _silu_class() -> type[nn.Module]:
+    from transformers.activations import ACT2CLS
+
+    found = ACT2CLS["silu"]
+    return cast(type[nn.Module], found[0] if isinstance(found, tuple) else found)
+
+
+def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tensor]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+        return flagattn.rms_norm(x, self.weight, eps, offset=offset, rounding=rounding)
+
+    return forward
+
+
+def _gated_mlp_forward(self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(flagattn.swiglu(self.gate_proj(x), self.up_proj(x)))

@@ -1,0 +1,216 @@
+"""Hugging Face models with attn_implementation="flagattn" against the same models with eager attention and SDPA."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from flagattn.integrations import transformers as integration  # noqa: E402
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+MODELS = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {}),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "mistral": ("MistralForCausalLM", "MistralConfig", {"sliding_window": 5}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        {"sliding_window": 6, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 4},
+    ),
+}
+
+
+def models_of(name: str, *others: str) -> list[Any]:
+    """One model of random weights per implementation: ours first, then the others."""
+    integration.register()
+    torch.manual_seed(0)
+    model_class, config_class, options = MODELS[name]
+    config = getattr(transformers, config_class)(**SMALL, **options)
+    ours = getattr(transformers, model_class)(config).eval()
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    found = []
+    for implementation in ("flagattn", *others):
+        model = copy.deepcopy(ours)
+        model.set_attn_implementation(implementation)
+        found.append(model)
+    return found
+
+
+def peers_of(name: str) -> tuple[str, ...]:
+    return ("eager",) if name == "gemma2" else ("eager", "sdpa")  # SDPA has no softcap
+
+
+def tokens(batch: int, seqlen: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(2, 64, (batch, seqlen), generator=torch.Generator().manual_seed(seed))
+
+
+def results(model: Any, counts: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits where `counts`, and the gradient of every parameter."""
+    model.zero_grad()
+    logits = model(**inputs, use_cache=False).logits
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+    (logits * weights * counts.unsqueeze(-1)).sum().backward()
+    return logits[counts].detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(name: str, counts: torch.Tensor, **inputs: Any) -> None:
+    ours, *others = (results(model, counts, **inputs) for model in models_of(name, *peers_of(name)))
+    for theirs in others:
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-4)
+        assert ours[1].keys() == theirs[1].keys()
+        for key, gradient in theirs[1].items():
+            torch.testing.assert_close(ours[1][key], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_gradients(name: str) -> None:
+    assert_same(name, torch.ones(2, 13, dtype=torch.bool), input_ids=tokens(2, 13))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batches(name: str, side: str) -> None:
+    mask = torch.ones(3, 13, dtype=torch.long)
+    if side == "left":
+        mask[0, :4], mask[2, :9] = 0, 0
+    else:
+        mask[0, -4:], mask[2, -9:] = 0, 0
+    assert_same(name, mask.bool(), input_ids=tokens(3, 13), attention_mask=mask)
+
+
+def test_batches_with_holes() -> None:
+    # Without a window, whose keys would be counted among those that count, as flash attention does.
+    mask = torch.ones(3, 13, dtype=torch.long)
+    mask[1, 3] = mask[1, 7] = 0
+    assert_same("llama", mask.bool(), input_ids=tokens(3, 13), attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("lengths", [[[5, 1, 7]], [[5, 1, 7], [2, 8, 3]]], ids=["one row", "two rows"])
+def test_packed_sequences_do_not_see_each_other(name: str, lengths: list[list[int]]) -> None:
+    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+    ids = tokens(len(lengths), 13)
+    assert_same(name, torch.ones_like(ids, dtype=torch.bool), input_ids=ids, position_ids=positions)
+    ours, _ = models_of(name, "eager")
+    with torch.no_grad():
+        packed = ours(input_ids=ids, position_ids=positions, use_cache=False).logits
+        begin = 0
+        for length in lengths[0]:
+            alone = ours(input_ids=ids[:1, begin : begin + length], use_cache=False).logits
+            torch.testing.assert_close(packed[:1, begin : begin + length], alone, rtol=1e-4, atol=1e-4)
+            begin += length
+
+
+def test_lengths_of_packed_sequences_may_be_given() -> None:
+    ours, _ = models_of("llama", "eager")
+    ids, cu = tokens(1, 13), torch.tensor([0, 5, 6, 13], dtype=torch.int32)
+    positions = torch.cat([torch.arange(n) for n in (5, 1, 7)]).unsqueeze(0)
+    packing = {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_q": 7, "max_length_k": torch.tensor(7)}
+    with torch.no_grad():
+        given = ours(input_ids=ids, position_ids=positions, use_cache=False, **packing).logits
+        found = ours(input_ids=ids, position_ids=positions, use_cache=False).logits
+    assert torch.equal(given, found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_greedy_generation_gives_the_same_tokens(name: str, cache: str, padded: bool) -> None:
+    ids = tokens(3, 9)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :5], mask[2, :2] = 0, 0
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "disable_compile": True}
+    if cache == "static":
+        options["cache_implementation"] = "static"
+    generated = [
+        model.generate(ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **options)
+        for model in models_of(name, *peers_of(name))
+    ]
+    for theirs in generated[1:]:
+        assert torch.equal(generated[0].sequences, theirs.sequences)
+        for ours, other in zip(generated[0].logits, theirs.logits):
+            torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-3)
+
+
+def test_prefill_in_pieces_equals_the_whole() -> None:
+    ours, _ = models_of("mistral", "eager")
+    ids = tokens(2, 13)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        whole = ours(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        cached = ours(input_ids=ids[:, :8], attention_mask=mask[:, :8])
+        rest = ours(input_ids=ids[:, 8:], attention_mask=mask, past_key_values=cached.past_key_values).logits
+    torch.testing.assert_close(rest, whole[:, 8:], rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_and_gradient_checkpointing() -> None:
+    ours, eager = models_of("llama", "eager")
+    ids = tokens(2, 11)
+    found = []
+    for model in (ours, eager):
+        model = model.bfloat16().train()
+        model.gradient_checkpointing_enable()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        found.append(model.model.embed_tokens.weight.grad.float())
+    assert (found[0] - found[1]).norm() <= 0.05 * found[1].norm()
+
+
+def test_a_compiled_model_is_one_graph() -> None:
+    ours, _ = models_of("llama", "eager")
+    ids, positions = tokens(2, 11), torch.arange(11).unsqueeze(0)
+
+    class Whole(torch.nn.Module):
+        def forward(self, q: torch.Tensor) -> torch.Tensor:
+            module = ours.model.layers[0].self_attn
+            return integration.attention(module, q, q[:, :2], q[:, :2], None, scaling=0.3)[0]
+
+    q = torch.randn(2, 6, 11, 8, requires_grad=True)
+    compiled = torch.compile(Whole(), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q), Whole()(q))
+    assert ours(input_ids=ids, position_ids=positions).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_layers_change_nothing_but_rounding_and_can_be_undone(name: str) -> None:
+    fused, plain = models_of(name, "flagattn")
+    changed = integration.fuse(fused)
+    assert changed == {"gemma2": 9}.get(name, 7)  # two norms and an MLP in each of two layers, and the last norm
+    counts = torch.ones(2, 13, dtype=torch.bool)
+    ours, theirs = (results(model, counts, input_ids=tokens(2, 13)) for model in (fused, plain))
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-4)
+    for key, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][key], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+    assert integration.unfuse(fused) == changed and integration.unfuse(fused) == 0
+    assert torch.equal(results(fused, counts, input_ids=tokens(2, 13))[0], theirs[0])
+
+
+def test_what_is_not_served_is_refused() -> None:
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(NotImplementedError, match="continuous batching"):
+        integration.attention(torch.nn.Module(), q, q, q, None, cache=object())
+    with pytest.raises(NotImplementedError, match="softcap is given beside a mask"):
+        integration.attention(torch.nn.Module(), q, q, q, torch.ones(1, 1, 4, 4, dtype=torch.bool), softcap=3.0)
