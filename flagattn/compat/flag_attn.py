@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import flagattn
+from flagattn.compat._dropout import next_rng_state
 
 _native: Any = flagattn  # its results depend on flags
 
@@ -42,21 +43,20 @@ def flash_attention(
         out like q. Where any of the return_* arguments is set, always the five (out, log normaliser (batch, heads_q,
         seqlen_q) fp32, total attention (batch, heads_q, seqlen_k) fp32, seed, offset), None where not asked for. The
         total attention of a key is the sum over the queries of its probabilities before dropout; it has no gradient.
+        The integers seed and offset are the rng_state of flagattn.reference.dropout.dropout_keep_mask.
     """
-    if return_seed_offset:
-        raise NotImplementedError(
-            "return_seed_offset is True; dropout has no seed and offset here, so it must be False"
-        )
+    rng_state = next_rng_state(dropout_p, q.device) if return_seed_offset else None
     heads_first = (operand.transpose(1, 2) for operand in (q, k, v))
     out, lse = _native.flash_attn_func(*heads_first, dropout_p, sm_scale, causal, return_lse=True)
     out = out.transpose(1, 2)
-    if not (return_log_normalizer or return_total_attention):
+    if not (return_log_normalizer or return_total_attention or return_seed_offset):
         return out
     total = None
     if return_total_attention:
         with torch.no_grad():
             total = _native.attention_column_sums(q.transpose(1, 2), k.transpose(1, 2), lse, causal, sm_scale)
-    return out, lse if return_log_normalizer else None, total, None, None
+    seed, offset = (None, None) if rng_state is None else rng_state.tolist()
+    return out, lse if return_log_normalizer else None, total, seed, offset
 
 
 def piecewise_attention(

@@ -178,6 +178,45 @@ def test_used_keys_and_left_padding_of_pages() -> None:
     assert torch.equal(out, expected)
 
 
+def test_dropout_is_the_same_in_both_directions_and_is_shown() -> None:
+    q, k, v = (randn(2, 9, heads, 16, seed=heads, grad=True) for heads in (4, 2, 2))
+    slopes = torch.tensor([0.5, 0.25, 0.1, 0.0])
+    torch.manual_seed(3)
+    expected, lse, weights = flash_attn.flash_attn_func(
+        q, k, v, 0.3, causal=True, alibi_slopes=slopes, return_attn_probs=True
+    )
+    assert weights.shape == (2, 4, 128, 128)
+    kept = weights[:, :, :9, :9]
+    probabilities = kept.abs() / kept.abs().sum(-1, keepdim=True)
+    dropped = torch.where(kept > 0, probabilities / 0.7, 0.0)
+    values = v.repeat_interleave(2, 2)
+    torch.testing.assert_close(expected, torch.einsum("bhij,bjhd->bihd", dropped, values))
+    torch.manual_seed(3)
+    out, private_lse, dmask, rng_state = interface._flash_attn_forward(
+        q, k, v, 0.3, 0.25, True, -1, -1, 0.0, slopes, True
+    )
+    assert torch.equal(out, expected) and torch.equal(private_lse, lse) and torch.equal(dmask, weights)
+    dout = randn(*out.shape, seed=3)
+    gradients = [torch.empty_like(operand) for operand in (q, k, v)]
+    interface._flash_attn_backward(
+        dout, q, k, v, out, lse, *gradients, 0.3, 0.25, True, -1, -1, 0.0, slopes, False, rng_state
+    )
+    for ours, public in zip(gradients, torch.autograd.grad(expected, (q, k, v), dout)):
+        assert torch.equal(ours, public)
+    with pytest.raises(ValueError, match="rng_state is None"):
+        interface._flash_attn_backward(dout, q, k, v, out, lse, *gradients, 0.3, 0.25, True, -1, -1, 0.0, None, False)
+
+
+def test_dropout_of_packed_sequences_is_shown() -> None:
+    qkv, cu = randn(12, 3, 2, 16), cumulative(5, 0, 7)
+    out, _, weights = flash_attn.flash_attn_varlen_qkvpacked_func(qkv, cu, 7, 0.4, return_attn_probs=True)
+    for sequence, (begin, end) in enumerate(((0, 5), (5, 5), (5, 12))):
+        kept = weights[sequence, :, : end - begin, : end - begin]
+        dropped = torch.where(kept > 0, kept.abs() / kept.abs().sum(-1, keepdim=True) / 0.6, 0.0)
+        expected = torch.einsum("hij,jhd->ihd", dropped, qkv[begin:end, 2])
+        torch.testing.assert_close(out[begin:end], expected)
+
+
 # ---- padding ----
 
 

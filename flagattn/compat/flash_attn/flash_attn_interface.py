@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import flagattn
+from flagattn.compat._dropout import next_rng_state, signed_weights
 from flagattn.compat._gradients import attention_gradients
 from flagattn.compat._operands import (
     cumulative,
@@ -44,9 +45,15 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
-    """`flagattn.flash_attn_func`; with `return_attn_probs` (out, lse, an empty tensor)."""
+    """`flagattn.flash_attn_func`; with `return_attn_probs` (out, lse, S_dmask).
+
+    S_dmask is empty without dropout. With it, it is (batch, heads_q, seqlen_q, seqlen_k), the lengths rounded up to
+    multiples of 128: exp(score - the row's maximum), negative where dropout took the weight. It is for tests.
+    """
     masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
-    return _returned(_native.flash_attn_func(q, k, v, *masks, return_attn_probs), return_attn_probs)
+    rng_state = _watched(return_attn_probs, dropout_p, q)
+    results = _native.flash_attn_func(q, k, v, *masks, return_attn_probs)
+    return _returned(results, rng_state, q, k, masks)
 
 
 def flash_attn_kvpacked_func(
@@ -63,7 +70,9 @@ def flash_attn_kvpacked_func(
 ) -> Any:
     """`flagattn.flash_attn_kvpacked_func`, with the results of `flash_attn_func`."""
     masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
-    return _returned(_native.flash_attn_kvpacked_func(q, kv, *masks, return_attn_probs), return_attn_probs)
+    rng_state = _watched(return_attn_probs, dropout_p, q)
+    results = _native.flash_attn_kvpacked_func(q, kv, *masks, return_attn_probs)
+    return _returned(results, rng_state, q, kv[:, :, 0], masks)
 
 
 def flash_attn_qkvpacked_func(
@@ -79,7 +88,9 @@ def flash_attn_qkvpacked_func(
 ) -> Any:
     """`flagattn.flash_attn_qkvpacked_func`, with the results of `flash_attn_func`."""
     masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
-    return _returned(_native.flash_attn_qkvpacked_func(qkv, *masks, return_attn_probs), return_attn_probs)
+    rng_state = _watched(return_attn_probs, dropout_p, qkv)
+    results = _native.flash_attn_qkvpacked_func(qkv, *masks, return_attn_probs)
+    return _returned(results, rng_state, qkv[:, :, 0], qkv[:, :, 1], masks)
 
 
 def flash_attn_varlen_func(
@@ -105,7 +116,9 @@ def flash_attn_varlen_func(
         k, v = _from_pages(k, v, block_table, lengths_of(cu_seqlens_k))
     packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
     masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
-    return _returned(_native.flash_attn_varlen_func(q, k, v, *packing, *masks, return_attn_probs), return_attn_probs)
+    rng_state = _watched(return_attn_probs, dropout_p, q)
+    results = _native.flash_attn_varlen_func(q, k, v, *packing, *masks, return_attn_probs)
+    return _returned(results, rng_state, q, k, masks, packing)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -127,8 +140,9 @@ def flash_attn_varlen_kvpacked_func(
     """`flagattn.flash_attn_varlen_kvpacked_func`, with the results of `flash_attn_func`."""
     packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
     masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
+    rng_state = _watched(return_attn_probs, dropout_p, q)
     results = _native.flash_attn_varlen_kvpacked_func(q, kv, *packing, *masks, return_attn_probs)
-    return _returned(results, return_attn_probs)
+    return _returned(results, rng_state, q, kv[:, 0], masks, packing)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -146,8 +160,11 @@ def flash_attn_varlen_qkvpacked_func(
 ) -> Any:
     """`flagattn.flash_attn_varlen_qkvpacked_func`, with the results of `flash_attn_func`."""
     masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
-    results = _native.flash_attn_varlen_qkvpacked_func(qkv, cu_seqlens, integer(max_seqlen), *masks, return_attn_probs)
-    return _returned(results, return_attn_probs)
+    length = integer(max_seqlen)
+    rng_state = _watched(return_attn_probs, dropout_p, qkv)
+    results = _native.flash_attn_varlen_qkvpacked_func(qkv, cu_seqlens, length, *masks, return_attn_probs)
+    packing = (cu_seqlens, cu_seqlens, length, length)
+    return _returned(results, rng_state, qkv[:, 0], qkv[:, 1], masks, packing)
 
 
 def flash_attn_with_kvcache(
@@ -213,12 +230,12 @@ def _flash_attn_forward(
     return_softmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out, lse, S_dmask, rng_state) of dense operands, without gradient."""
-    window = window_of((window_size_left, window_size_right))
+    masks = (dropout_p, softmax_scale, causal, window_of((window_size_left, window_size_right)), softcap, alibi_slopes)
+    rng_state = next_rng_state(dropout_p, q.device)
     with torch.no_grad():
-        out, lse = _native.flash_attn_func(
-            q, k, v, dropout_p, softmax_scale, causal, window, softcap, alibi_slopes, return_lse=True
-        )
-    return out, lse_for_fa2(lse), q.new_empty(0), _no_rng_state(q)
+        results = _native.flash_attn_func(q, k, v, *masks, return_attn_probs=True)
+        watched = rng_state if return_softmax and dropout_p > 0.0 else q.new_empty(0)
+        return *_returned(results, watched, q, k, masks), rng_state
 
 
 def _flash_attn_varlen_forward(
@@ -248,7 +265,8 @@ def _flash_attn_varlen_forward(
     seqused_k (batch,) says how many keys of each sequence count, leftpad_k (batch,) how many of those are left out at
     the front of a sequence.
     """
-    window = window_of((window_size_left, window_size_right))
+    masks = (dropout_p, softmax_scale, causal, window_of((window_size_left, window_size_right)), softcap, alibi_slopes)
+    rng_state = next_rng_state(dropout_p, q.device)
     with torch.no_grad():
         if block_table is not None:
             lengths = lengths_of(cu_seqlens_k) if seqused_k is None else seqused_k
@@ -260,10 +278,9 @@ def _flash_attn_varlen_forward(
             index, cu_seqlens_k = used_rows(cu_seqlens_k, seqused_k)
             k, v = k[index], v[index]
         packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
-        out, lse = _native.flash_attn_varlen_func(
-            q, k, v, *packing, dropout_p, softmax_scale, causal, window, softcap, alibi_slopes, return_lse=True
-        )
-    return out, lse_for_fa2(lse), q.new_empty(0), _no_rng_state(q)
+        results = _native.flash_attn_varlen_func(q, k, v, *packing, *masks, return_attn_probs=True)
+        watched = rng_state if return_softmax and dropout_p > 0.0 else q.new_empty(0)
+        return *_returned(results, watched, q, k, masks, packing), rng_state
 
 
 def _flash_attn_backward(
@@ -287,9 +304,11 @@ def _flash_attn_backward(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """Writes dq, dk, dv where they are given; returns the row sums of dout * out, (batch, heads, seqlen_q)."""
-    _refuse_in_backward(dropout_p, alibi_slopes)
+    options = (alibi_slopes, dropout_p, _given_with(dropout_p, rng_state))
     window = _bounds(window_size_left, window_size_right, causal)
-    gradients = attention_gradients(dout, q, k, v, out, lse_from_fa2(softmax_lse), None, softmax_scale, window, softcap)
+    gradients = attention_gradients(
+        dout, q, k, v, out, lse_from_fa2(softmax_lse), None, softmax_scale, window, softcap, *options
+    )
     return _written(gradients, dq, dk, dv)
 
 
@@ -319,11 +338,11 @@ def _flash_attn_varlen_backward(
     zero_tensors: bool = False,
 ) -> Tensor:
     """Writes dq, dk, dv where they are given; returns the row sums of dout * out, (heads, total_q)."""
-    _refuse_in_backward(dropout_p, alibi_slopes)
+    options = (alibi_slopes, dropout_p, _given_with(dropout_p, rng_state))
     window = _bounds(window_size_left, window_size_right, causal)
     packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
     gradients = attention_gradients(
-        dout, q, k, v, out, lse_from_fa2(softmax_lse), packing, softmax_scale, window, softcap
+        dout, q, k, v, out, lse_from_fa2(softmax_lse), packing, softmax_scale, window, softcap, *options
     )
     return _written(gradients, dq, dk, dv)
 
@@ -343,11 +362,26 @@ def _get_block_size_n(device: Any, head_dim: int, is_dropout: bool, is_causal: b
     return 2**30
 
 
-def _returned(results: Any, return_attn_probs: bool) -> Any:
+def _watched(return_attn_probs: bool, dropout_p: float, like: Tensor) -> Tensor | None:
+    """None where no probabilities are asked for; else where dropout will draw, or nothing if there is none."""
     if not return_attn_probs:
+        return None
+    return next_rng_state(dropout_p, like.device) if dropout_p > 0.0 else like.new_empty(0)
+
+
+def _returned(
+    results: Any, rng_state: Tensor | None, q: Tensor, k: Tensor, masks: tuple[Any, ...], packing: Any = None
+) -> Any:
+    """`results` as FlashAttention-2 returns them: (out, lse, S_dmask) where rng_state is a tensor."""
+    if rng_state is None:
         return results
     out, lse, _ = results
-    return out, lse_for_fa2(lse), out.new_empty(0)
+    if rng_state.numel() == 0:
+        return out, lse_for_fa2(lse), out.new_empty(0)
+    dropout_p, softmax_scale, causal, window, _, alibi_slopes, *_ = masks
+    with torch.no_grad():
+        weights = signed_weights(q, k, softmax_scale, causal, window, alibi_slopes, dropout_p, rng_state, packing)
+    return out, lse_for_fa2(lse), weights
 
 
 def _from_pages(
@@ -363,11 +397,10 @@ def _bounds(left: int, right: int, causal: bool) -> tuple[int, int]:
     return left, 0 if causal else right
 
 
-def _refuse_in_backward(dropout_p: float, alibi_slopes: Tensor | None) -> None:
-    if dropout_p != 0.0:
-        raise NotImplementedError(f"dropout_p is {dropout_p}; this backward has no dropout, so it must be 0")
-    if alibi_slopes is not None:
-        raise NotImplementedError("alibi_slopes is given; this backward has no ALiBi, so it must be None")
+def _given_with(dropout_p: float, rng_state: Tensor | None) -> Tensor | None:
+    if dropout_p > 0.0 and rng_state is None:
+        raise ValueError(f"dropout_p is {dropout_p} and rng_state is None; the backward needs the forward's rng_state")
+    return rng_state
 
 
 def _written(gradients: tuple[Tensor, ...], *targets: Tensor | None) -> Tensor:
@@ -376,7 +409,3 @@ def _written(gradients: tuple[Tensor, ...], *targets: Tensor | None) -> Tensor:
         if target is not None:
             target.copy_(gradient)
     return delta
-
-
-def _no_rng_state(q: Tensor) -> Tensor:
-    return torch.zeros(2, dtype=torch.int64, device=q.device)

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def summary(plugin: ConformancePlugin, suite: Any, source: Path, options: argparse.Namespace) -> dict[str, Any]:
-    lines = [json.loads(line) for line in plugin.record.read_text().splitlines()] if plugin.record.exists() else []
+    lines = plugin.outcomes()
     outcomes = Counter(line["outcome"] for line in lines)
     tests: dict[str, Counter[str]] = {}
     for line in lines:

@@ -30,6 +30,7 @@ class ConformancePlugin:
         self.collected = self.larger = self.eligible = 0
         self.reasons: Counter[str] = Counter()
         self.emptied: set[str] = set()
+        self.chosen: set[str] = set()
         self.counts: dict[str, Any] = {}
 
     def prepare(self) -> None:
@@ -106,9 +107,14 @@ class ConformancePlugin:
             "eligible": self.eligible,
             "sampled": len(chosen),
         }
-        lines = self.record.read_text().splitlines() if self.record.exists() else []
-        done = {json.loads(line)["case"] for line in lines}
+        self.chosen = {item.nodeid for item in chosen}
+        done = {line["case"] for line in self.outcomes()}
         items[:] = [item for item in chosen if item.nodeid not in done]
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """What the record says of the sample, an earlier run's cases included."""
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        return [line for line in map(json.loads, lines) if line["case"] in self.chosen]
 
     # ---- running them ----
 

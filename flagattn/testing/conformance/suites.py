@@ -67,8 +67,6 @@ FLASH_ATTENTION = Suite(
             "demands that the error for a cache longer than its pages name block_table; ours names cache_seqlens",
             ("test_flash_attn_kvcache_paged_block_table_bounds",),
         ),
-        Deselection("ALiBi is not implemented yet", where={"alibi": (True,)}),
-        Deselection("attention dropout is not implemented yet", where={"dropout_p": (0.17,)}),
     ),
 )
 
