@@ -42,44 +42,36 @@ FLAGATTN_INLINE void store_block(const F32 (&c)[MR][NV], float* p, int64_t ld) {
   }
 }
 
+// One step, and no more in a loop's body: of several GCC reads the vectors of b again for every row instead of keeping
+// them, and the loads then take longer than the products.
+template <int MR, int NV, typename Element>
+FLAGATTN_INLINE void multiply_step(const float* b, F32 (&c)[MR][NV], Element&& element) {
+  F32 row[NV];
+  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) row[v] = F32::load(b + v * F32::kLanes);
+  FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) {
+    const F32 broadcast = F32::set1(element(r));
+    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[r][v] = fma(broadcast, row[v], c[r][v]);
+  }
+}
+
 // A(k, r) = rows[r][k]: A lies in MR rows, as keys do in memory.
 template <int MR, int NV>
 FLAGATTN_INLINE void multiply_rows(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n,
                                    F32 (&c)[MR][NV]) {
   const float* rows[MR];
   FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) rows[r] = a + r * lda;
-  const auto step = [&](int64_t k, const float* from) FLAGATTN_INLINE_LAMBDA {
-    F32 row[NV];
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) row[v] = F32::load(from + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) {
-      const F32 broadcast = F32::set1(rows[r][k]);
-      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[r][v] = fma(broadcast, row[v], c[r][v]);
-    }
-  };
-  int64_t k = 0;
-  for (; k < n - 3; k += 4, b += 4 * ldb) {
-    FLAGATTN_UNROLL for (int i = 0; i < 4; ++i) step(k + i, b + i * ldb);
+  for (int64_t k = 0; k < n; ++k, b += ldb) {
+    multiply_step(b, c, [&](int r) FLAGATTN_INLINE_LAMBDA { return rows[r][k]; });
   }
-  for (; k < n; ++k, b += ldb) step(k, b);
 }
 
 // A(k, r) = a[k * lda + r]: the MR elements of one k are neighbours, as in a packed strip.
 template <int MR, int NV>
 FLAGATTN_INLINE void multiply_strip(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n,
                                     F32 (&c)[MR][NV]) {
-  const auto step = [&](const float* elements, const float* from) FLAGATTN_INLINE_LAMBDA {
-    F32 row[NV];
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) row[v] = F32::load(from + v * F32::kLanes);
-    FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) {
-      const F32 broadcast = F32::set1(elements[r]);
-      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[r][v] = fma(broadcast, row[v], c[r][v]);
-    }
-  };
-  int64_t k = 0;
-  for (; k < n - 3; k += 4, a += 4 * lda, b += 4 * ldb) {
-    FLAGATTN_UNROLL for (int i = 0; i < 4; ++i) step(a + i * lda, b + i * ldb);
+  for (int64_t k = 0; k < n; ++k, a += lda, b += ldb) {
+    multiply_step(b, c, [&](int r) FLAGATTN_INLINE_LAMBDA { return a[r]; });
   }
-  for (; k < n; ++k, a += lda, b += ldb) step(a, b);
 }
 
 }  // namespace flagattn::FLAGATTN_ISA
