@@ -170,4 +170,18 @@ BARS: tuple[Bar, ...] = (
     *_loss(),
     Bar("training step, against HF Llama eager", "training step", ">=", 1.25, faster_than("HF Llama eager")),
     Bar("training step, against HF Llama compiled", "training step", ">=", 1.0, faster_than("HF Llama compiled")),
+    Bar(
+        "integration training step, against HF Llama SDPA",
+        "integration training step",
+        ">=",
+        1.1,
+        faster_than("HF Llama SDPA"),
+    ),
+    Bar(
+        "integration generation, against HF Llama SDPA",
+        "integration generation",
+        ">=",
+        1.5,
+        faster_than("HF Llama SDPA"),
+    ),
 )

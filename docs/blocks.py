@@ -263,3 +263,30 @@ def errors(language: str, up: str) -> str:
     source = f"`{study['command']}`, torch {study['torch']}, {study['cpu_level']}"
     file = f"bench/results/{name}/studies/numerics.json"
     return f"{report.markdown(header, lines)}\n\n{source}. [{file}]({up}{file})"
+
+
+# ----------------------------------------------------------------------------------------------- other projects' tests
+
+
+def conformance(language: str, up: str) -> str:
+    """What `make conformance` wrote of each suite, and why cases were left out."""
+    runs = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((results.ROOT / "docs/conformance").glob("*.json"))
+    ]
+    if not runs:
+        return _nothing(language)
+    counts = ("collected", "eligible", "sampled", "passed", "skipped", "failed", "not_run")
+    header = ["suite", "upstream commit", "run", *(count.replace("_", " ") for count in counts)]
+    lines, reasons = [], []
+    for run in runs:
+        commit = (
+            f"[{run['commit'][:10]}](https://github.com/{run['repository']}/tree/{run['commit']}) of {run['committed']}"
+        )
+        numbers = [str(len(run[count]) if count == "failed" else run[count]) for count in counts]
+        lines.append([run["suite"], commit, f"{run['run']}, {run['cpu_level']}", *numbers])
+        reasons += [[run["suite"], str(count), reason] for reason, count in run["deselected"].items()]
+        reasons.append([run["suite"], str(run["larger"]), f"more than {run['largest']} queries x keys: not drawn"])
+    files = ", ".join(f"[{run['suite']}.json]({up}docs/conformance/{run['suite']}.json)" for run in runs)
+    left_out = report.markdown(["suite", "cases", "left out because it"], reasons)
+    return f"{report.markdown(header, lines)}\n\n{files}\n\n{left_out}"

@@ -46,6 +46,9 @@ def phrase(key: str, language: str) -> str:
 
 # In this order: longer phrases first.
 BAR_WORDS = (
+    ("integration training step", "接入后的训练步"),
+    ("integration generation", "接入后的生成"),
+    ("against HF Llama SDPA", "与 HF Llama（SDPA）之比"),
     ("attention forward", "注意力前向"),
     ("attention backward", "注意力反向"),
     ("short sequences forward", "短序列前向"),

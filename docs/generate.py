@@ -25,6 +25,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "chart": blocks.chart,
     "charts": blocks.all_charts,
     "configs": blocks.configs,
+    "conformance": blocks.conformance,
     "environment": blocks.environment,
     "errors": blocks.errors,
     "essays": blocks.essays,

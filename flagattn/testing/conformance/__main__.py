@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -31,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         default=2**17,
         help="queries x keys a case may have; larger ones are left out of the draw (default 131072)",
     )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="stop after so long; the next run goes on there (default: never)",
+    )
     parser.add_argument("--output", type=Path, default=None, help="where the JSON goes (default SUITE.json)")
     options = parser.parse_args(arguments)
     suite, source = SUITES[options.suite], options.src.resolve()
@@ -47,16 +54,26 @@ def main(arguments: list[str] | None = None) -> int:
     # One line per case, as they end: a run that was stopped goes on where it stood.
     record = output.with_suffix(".jsonl")
     plugin = ConformancePlugin(suite, source, options.cases, options.seed, options.largest, record)
+    plugin.seconds = options.seconds
     plugin.prepare()
     quiet = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark", "--import-mode=importlib"]
     files = [str(source / name) for name in suite.files]
     ended = pytest.main([*quiet, f"--rootdir={source}", "-c", "/dev/null", *files], plugins=[plugin])
-    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+    if ended not in _RAN:
         return int(ended)
     result = summary(plugin, suite, source, options)
     output.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{output}: {result['passed']} passed, {len(result['failed'])} failed, {result['skipped']} skipped")
-    return 1 if result["failed"] else 0
+    return 1 if result["failed"] or not plugin.counts else 0
+
+
+# A run that was stopped by the clock counts as interrupted.
+_RAN = (
+    pytest.ExitCode.OK,
+    pytest.ExitCode.TESTS_FAILED,
+    pytest.ExitCode.NO_TESTS_COLLECTED,
+    pytest.ExitCode.INTERRUPTED,
+)
 
 
 def summary(plugin: ConformancePlugin, suite: Any, source: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -78,6 +95,7 @@ def summary(plugin: ConformancePlugin, suite: Any, source: Path, options: argpar
         "seed": options.seed,
         "largest": options.largest,
         **plugin.counts,
+        "not_run": plugin.counts.get("sampled", 0) - len(lines),
         "passed": outcomes["passed"],
         "skipped": outcomes["skipped"],
         "failed": [{"case": line["case"], "error": line["error"]} for line in lines if line["outcome"] == "failed"],

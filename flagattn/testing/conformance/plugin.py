@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import sys
+import time
 import types
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ class ConformancePlugin:
     def __init__(self, suite: Suite, source: Path, cases: int, seed: int, largest: int, record: Path) -> None:
         self.suite, self.source = suite, source
         self.cases, self.seed, self.largest, self.record = cases, seed, largest, record
+        self.seconds, self.stop_at = math.inf, math.inf
         self.collected = self.larger = self.eligible = 0
         self.reasons: Counter[str] = Counter()
         self.emptied: set[str] = set()
@@ -131,6 +134,15 @@ class ConformancePlugin:
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Iterator[Any]:
         with CudaMeansCpu():
             return (yield)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.stop_at = time.monotonic() + self.seconds
+        if self.seconds <= 0:
+            session.items.clear()
+
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        if time.monotonic() > self.stop_at:
+            item.session.shouldstop = "the time is over; the next run goes on here"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.outcome == "passed":
