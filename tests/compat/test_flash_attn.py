@@ -13,6 +13,7 @@ from flagattn.compat import flash_attn
 from flagattn.compat.flash_attn import bert_padding
 from flagattn.compat.flash_attn import flash_attn_interface as interface
 from flagattn.compat.flash_attn.layers import rotary
+from flagattn.compat.flash_attn.losses.cross_entropy import CrossEntropyLoss
 from flagattn.compat.flash_attn.ops.rms_norm import RMSNorm
 
 
@@ -317,3 +318,23 @@ def test_the_module_rotates_q_and_kv_and_grows_its_tables() -> None:
 def test_rms_norm_is_flagattns() -> None:
     module, x = RMSNorm(16), randn(3, 16)
     torch.testing.assert_close(module(x), torch.nn.functional.rms_norm(x, (16,), eps=1e-5))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy_is_torchs_with_the_parts_of_the_z_loss(reduction: str) -> None:
+    logits, targets = randn(6, 11, grad=True), torch.tensor([3, -100, 0, 10, 5, -100])
+    module = CrossEntropyLoss(
+        reduction=reduction, label_smoothing=0.1, logit_scale=0.5, lse_square_scale=0.25, return_z_loss=True
+    )
+    loss, z_loss = module(logits, targets)
+    squares = 0.25 * (logits * 0.5).logsumexp(-1).square() * (targets != -100)
+    expected_z = {"mean": squares.sum() / 4, "sum": squares.sum(), "none": squares}[reduction]
+    plain = torch.nn.functional.cross_entropy(logits * 0.5, targets, reduction=reduction, label_smoothing=0.1)
+    torch.testing.assert_close(z_loss, expected_z.detach())
+    torch.testing.assert_close(loss, plain + expected_z)
+    dloss = torch.ones_like(loss)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, logits, dloss)[0], torch.autograd.grad(plain + expected_z, logits, dloss)[0]
+    )
+    with pytest.raises(NotImplementedError, match="process_group"):
+        CrossEntropyLoss(process_group=object())

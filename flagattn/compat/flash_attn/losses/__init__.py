@@ -1,0 +1,1 @@
+"""Losses by FlashAttention-2's names."""
