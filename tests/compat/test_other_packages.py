@@ -166,7 +166,7 @@ def test_what_is_not_there_is_refused_in_a_sentence() -> None:
     with pytest.raises(NotImplementedError, match="q_descale is given"):
         fa3.flash_attn_func(q, q, q, q_descale=torch.ones(1, 2))
     with pytest.raises(NotImplementedError, match="rotary_seqlens is given"):
-        fa3.flash_attn_with_kvcache(q, q, q, rotary_seqlens=torch.ones(1))
+        fa3.flash_attn_with_kvcache(q, q, q, rotary_cos=torch.ones(4, 8), rotary_seqlens=torch.ones(1))
     with pytest.raises(NotImplementedError, match="cp_world_size is 2"):
         vllm.flash_attn_varlen_func(q[0], q[0], q[0], 4, cumulative(4), 4, cumulative(4), cp_world_size=2)
     with pytest.raises(ValueError, match="exactly one of cu_seqlens_k and seqused_k"):

@@ -191,7 +191,8 @@ def flash_attn_with_kvcache(
 
     Args:
         page_table: (batch, pages), int32, of caches (pages, page size, heads, head_dim).
-        qv, cu_seqlens_q, cu_seqlens_k_new, rotary_seqlens: must be None.
+        qv, cu_seqlens_q, cu_seqlens_k_new: must be None.
+        rotary_seqlens: where rotation begins; None, or equal to cache_seqlens.
         attention_chunk: must be 0.
     """
     _refuse_descales(q_descale, k_descale, v_descale)
@@ -199,7 +200,7 @@ def flash_attn_with_kvcache(
         "qv": qv,
         "cu_seqlens_q": cu_seqlens_q,
         "cu_seqlens_k_new": cu_seqlens_k_new,
-        "rotary_seqlens": rotary_seqlens,
+        "rotary_seqlens": None if _rotates_at_its_rows(rotary_cos, rotary_seqlens, cache_seqlens) else rotary_seqlens,
         "attention_chunk": attention_chunk or None,
     }
     for name, value in absent.items():
@@ -417,6 +418,13 @@ def _refuse_descales(*descales: Tensor | None) -> None:
     for name, descale in zip(("q_descale", "k_descale", "v_descale"), descales):
         if descale is not None:
             raise NotImplementedError(f"{name} is given; 8-bit operands are not implemented, so it must be None")
+
+
+def _rotates_at_its_rows(rotary_cos: Any, rotary_seqlens: Any, cache_seqlens: Any) -> bool:
+    """Whether new rows are rotated at the places they are written to, or not at all."""
+    if rotary_cos is None or rotary_seqlens is None:
+        return True
+    return isinstance(cache_seqlens, Tensor) and torch.equal(rotary_seqlens, cache_seqlens)
 
 
 def _given(value: Any, name: str) -> Any:
