@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -61,13 +62,13 @@ def bench_generation(benchmark: Any, batch: int, prompt: int, new: int) -> None:
     ours, theirs, config = llamas(size)
     prompts = [torch.randint(config.vocab_size, (batch, prompt)) for _ in range(2)]
 
-    def generations(model: nn.Module) -> list[Thunk]:
+    def generations(model: Any) -> list[Thunk]:
         def generate(ids: Tensor) -> Tensor:
             mask = torch.ones_like(ids)
             return model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)
 
         model.eval()
-        return [lambda ids=ids: generate(ids) for ids in prompts]
+        return [partial(generate, ids) for ids in prompts]
 
     parameters = sum(parameter.numel() for parameter in ours.parameters())
     shape = f"{parameters / 1e6:.1f}M B {batch} prompt {prompt} new {new}"

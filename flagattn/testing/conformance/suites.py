@@ -110,7 +110,13 @@ FLAG_ATTENTION = Suite(
         "piecewise": "src/flag_attn/testing/piecewise.py",
         "paged": "src/flag_attn/testing/paged.py",
     },
-    deselected=(Deselection("recomputes the mask of a Triton random generator", ("test_recompute_mask",)),),
+    deselected=(
+        Deselection(
+            "recomputes the dropout mask with a Triton random generator",
+            ("test_recompute_mask", "test_attention_fwd_dropout", "test_attention_bwd_dropout"),
+        ),
+        Deselection("the sums of attention by key are not implemented yet", ("test_attention_with_aux_outs",)),
+    ),
 )
 
 SUITES = {suite.name: suite for suite in (FLASH_ATTENTION, FLASH_ATTENTION_3, FLAG_ATTENTION)}
