@@ -147,8 +147,24 @@ def _loss() -> list[Bar]:
     return bars
 
 
+def _decode() -> list[Bar]:
+    suite = "decode"
+    bars = []
+    for dtype, share in (("fp32", 0.85), ("bf16", 0.80)):
+        what = f"{suite}, {dtype}, context 8192, share of the read bandwidth"
+        bars.append(Bar(what, suite, ">=", share, share_of("read", dtype, "context 8192"), "worst case"))
+    for peer in (SDPA, "rows as queries"):
+        for class_, shape, bound in (("", "8192", 1.5), ("fp32", "1024", 1.3), ("bf16", "1024", 2.0)):
+            what = ", ".join(part for part in (suite, class_, f"context {shape}", f"against {peer}") if part)
+            bars.append(Bar(what, suite, ">=", bound, faster_than(peer, class_, f"context {shape}"), "worst case"))
+    paged = "decode, paged"
+    bars.append(Bar(f"{paged}, time of contiguous", paged, "<=", 1.1, time_against("contiguous"), "worst case"))
+    return bars
+
+
 BARS: tuple[Bar, ...] = (
     *_attention(),
+    *_decode(),
     Bar(
         "short sequences forward, against torch", "short sequences forward", ">=", 2.0, faster_than(SDPA), "worst case"
     ),

@@ -67,6 +67,45 @@ class AttentionShape:
 
 
 @dataclass(frozen=True)
+class DecodeShape:
+    """One query row per sequence against a cache of `context` keys, 32 query heads; page_size 0: contiguous."""
+
+    context: int
+    dtype: str
+    group: int
+    batch: int = 1
+    page_size: int = 0
+    heads_q: int = 32
+    head_dim: int = 128
+
+    @property
+    def heads_k(self) -> int:
+        return self.heads_q // self.group
+
+    @property
+    def label(self) -> str:
+        pages = f" pages of {self.page_size}" if self.page_size else ""
+        return f"B {self.batch} context {self.context} GQA {self.group}{pages}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype} {self.label}".replace(" ", "-")
+
+    def bytes(self) -> float:
+        """Keys and values once; queries and results are next to nothing."""
+        elements = 2 * self.batch * self.context * self.heads_k * self.head_dim
+        return float(elements * DTYPES[self.dtype].itemsize)
+
+    def flops(self) -> float:
+        return 4.0 * self.batch * self.context * self.heads_q * self.head_dim
+
+    def shrunk(self) -> DecodeShape:
+        return replace(
+            self, context=min(self.context, 200), batch=min(self.batch, 2), page_size=min(self.page_size, 64)
+        )
+
+
+@dataclass(frozen=True)
 class RowsShape:
     """A (rows, features) tensor: what norms and activations work on."""
 
@@ -164,6 +203,15 @@ PIECEWISE = tuple(
 
 ONE_HEAD = tuple(
     AttentionShape(4096, 128, dtype, causal=causal, heads_q=1) for dtype, causal in product(("fp32", "bf16"), _MASKS)
+)
+
+DECODE = tuple(
+    DecodeShape(context, dtype, group, batch)
+    for context, batch in ((8192, 1), (8192, 8), (1024, 1))
+    for dtype, group in product(("fp32", "bf16"), (4, 8))
+)
+DECODE_PAGED = tuple(
+    DecodeShape(8192, dtype, 4, page_size=page_size) for dtype, page_size in product(("fp32", "bf16"), (16, 256))
 )
 
 NORM = (RowsShape(2048, 4096, "fp32"), RowsShape(2048, 4096, "bf16"))

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -98,21 +99,50 @@ def copy_probe(moved: float) -> Peer:
     return Peer([one() for _ in range(rotation_count(moved))], bytes=moved)  # type: ignore[misc]
 
 
-_FMA_SOURCE = Path(__file__).with_name("fma_peak.cpp")
+@functools.cache
+def _two_readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2)
 
 
-def fma_peak_library(folder: Path | None = None) -> ctypes.CDLL:
-    """Compiles the FMA loop for the running CPU and loads it; compiled once per source text."""
+@functools.cache
+def read_probe(moved: float) -> Peer:
+    """Two threads that read `moved` bytes once, half each, run between our rounds."""
+    library = compiled_probe("read_rate.cpp")
+    library.read_all.restype = ctypes.c_int64
+    library.read_all.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    half = max(1, int(moved // 8)) * 4
+
+    def one() -> object:
+        data = torch.randn(half // 2)
+        start = data.data_ptr()
+
+        def read() -> object:
+            parts = [_two_readers().submit(library.read_all, start + part * half, half) for part in range(2)]
+            return [part.result() for part in parts] and data
+
+        return read
+
+    return Peer([one() for _ in range(rotation_count(moved))], bytes=moved)  # type: ignore[misc]
+
+
+def compiled_probe(name: str, folder: Path | None = None) -> ctypes.CDLL:
+    """A loop of this folder compiled for the running CPU and loaded; compiled once per source text."""
     folder = folder or Path(tempfile.gettempdir()) / f"flagattn-bench-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"fma_{hashlib.sha256(_FMA_SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    source = Path(__file__).with_name(name)
+    library = folder / f"{source.stem}_{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
     if not library.exists():
         compiler = os.environ.get("CXX", "g++")
         partial = library.with_suffix(f".{os.getpid()}")
         flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        subprocess.run([compiler, *flags, str(_FMA_SOURCE), "-o", str(partial)], check=True)
+        subprocess.run([compiler, *flags, str(source), "-o", str(partial)], check=True)
         partial.replace(library)
-    loaded = ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(library))
+
+
+def fma_peak_library(folder: Path | None = None) -> ctypes.CDLL:
+    """The FMA loop."""
+    loaded = compiled_probe("fma_peak.cpp", folder)
     loaded.fma_flops.restype = ctypes.c_double
     loaded.fma_flops.argtypes = [ctypes.c_long]
     return loaded

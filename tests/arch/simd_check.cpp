@@ -65,6 +65,32 @@ void check_transpose() {
   }
 }
 
+void check_fours() {
+  constexpr int kRows = L / 4;
+  float wide[L], lanes[L];
+  BFloat16 bf16[L];
+  Float16 fp16[L];
+  const float* wide_rows[kRows];
+  const BFloat16* bf16_rows[kRows];
+  const Float16* fp16_rows[kRows];
+  for (int i = 0; i < L; ++i) {
+    wide[i] = static_cast<float>(i + 1);
+    isa::F32::set1(wide[i]).store_n(bf16 + i, 1);
+    isa::F32::set1(wide[i]).store_n(fp16 + i, 1);
+  }
+  for (int r = 0; r < kRows; ++r) {  // in reverse
+    const int at = 4 * (kRows - 1 - r);
+    wide_rows[r] = wide + at, bf16_rows[r] = bf16 + at, fp16_rows[r] = fp16 + at;
+  }
+  const F32 loaded[] = {isa::load_fours(wide_rows), isa::load_fours(bf16_rows), isa::load_fours(fp16_rows)};
+  for (const F32& fours : loaded) {
+    fours.store(lanes);
+    for (int i = 0; i < L; ++i) expect(lanes[i] == wide[4 * (kRows - 1 - i / 4) + i % 4], "load_fours");
+    isa::spread_in_fours<2>(fours).store(lanes);
+    for (int i = 0; i < L; ++i) expect(lanes[i] == wide[4 * (kRows - 1 - i / 4) + 2], "spread_in_fours");
+  }
+}
+
 void check_partial_access() {
   float source[L + 1], target[L + 1];
   for (int i = 0; i <= L; ++i) source[i] = static_cast<float>(i + 1);
@@ -160,6 +186,7 @@ int main() {
   check_exp2();
   check_tanh();
   check_transpose();
+  check_fours();
   check_partial_access();
   check_halves();
   check_arithmetic();

@@ -148,12 +148,12 @@ def test_against_the_reference(case: Decode, dtype: torch.dtype) -> None:
 
 
 def prefill(problem: Problem, index: int) -> tuple[Tensor, Tensor]:
-    """The sequence's rows among many more, which a prefill kernel computes: rows before are other queries."""
+    """The sequence's rows behind so many others that the prefill kernel computes them."""
     case = problem.case
     length = case.lengths[index]
     queries = []
     for query in problem.queries:
-        before = torch.randn(max(0, length - case.seqlen_q), case.heads_q, case.head_dim).to(query.dtype)
+        before = torch.randn(max(17, length - case.seqlen_q), case.heads_q, case.head_dim).to(query.dtype)
         queries.append(torch.cat([before, query[index]])[None])
     rows = [operand[index][None] for operand in problem.rows]
     if case.dist_threshold is None:
@@ -230,6 +230,22 @@ def test_operands_of_any_layout() -> None:
     problem.cache.tensors = (k.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([v, v], 2)[:, :, 2:])
     for ours, expected in zip(problem.run(), (out, lse)):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"sinks": True}, {"softcap": 4.0}, {"window_size": (1100, 0)}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_rows_without_a_cache(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, heads, 40).to(dtype) for n, heads in ((40, 6), (1300, 2), (1300, 2)))
+    more = dict(options, causal=True, return_lse=True)
+    if "sinks" in more:
+        more["sinks"] = torch.randn(6)
+    out, lse = flagattn.flash_attn_func(q, k, v, **more)
+    few, few_lse = flagattn.flash_attn_func(q[:, -2:], k, v, **more)
+    assert torch.equal(few, out[:, -2:]) and torch.equal(few_lse, lse[:, :, -2:])
+    packed = (q[:, -2:].flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+    offsets = (torch.tensor([0, 2, 4], dtype=torch.int32), torch.tensor([0, 1300, 2600], dtype=torch.int32))
+    assert torch.equal(flagattn.flash_attn_varlen_func(*packed, *offsets, 2, 1300, **more)[0], few.flatten(0, 1))
 
 
 # ---- a long way ----

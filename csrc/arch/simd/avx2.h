@@ -123,6 +123,25 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm256_permute_ps(a.reg, 0xb1)}; }
 
+// Element 4r + i is element i of rows[r].
+FLAGATTN_INLINE F32 load_fours(const float* const* rows) {
+  return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0])), _mm_loadu_ps(rows[1]), 1)};
+}
+template <typename Half>
+FLAGATTN_INLINE __m128i load_half_fours(const Half* const* rows) {
+  const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[0]));
+  return _mm_unpacklo_epi64(first, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[1])));
+}
+FLAGATTN_INLINE F32 load_fours(const BFloat16* const* rows) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half_fours(rows)), 16))};
+}
+FLAGATTN_INLINE F32 load_fours(const Float16* const* rows) { return {_mm256_cvtph_ps(load_half_fours(rows))}; }
+// Every element becomes element i of its four.
+template <int i>
+FLAGATTN_INLINE F32 spread_in_fours(F32 a) {
+  return {_mm256_permute_ps(a.reg, i * 0x55)};
+}
+
 // Rows become columns: element j of r[i] moves to element i of r[j].
 FLAGATTN_INLINE void transpose(F32 (&r)[8]) {
   __m256 pairs[8], quads[8];

@@ -119,6 +119,27 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm512_shuffle_ps(a.reg, a.reg, 0xb1)}; }
 
+// Element 4r + i is element i of rows[r].
+FLAGATTN_INLINE __m256 load_two_fours(const float* first, const float* second) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), _mm_loadu_ps(second), 1);
+}
+FLAGATTN_INLINE F32 load_fours(const float* const* rows) {
+  const __m256 low = load_two_fours(rows[0], rows[1]), high = load_two_fours(rows[2], rows[3]);
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)};
+}
+template <typename Half>
+FLAGATTN_INLINE __m256i load_half_fours(const Half* const* rows) {
+  const auto four = [&](int r) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[r])); };
+  return _mm256_set_m128i(_mm_unpacklo_epi64(four(2), four(3)), _mm_unpacklo_epi64(four(0), four(1)));
+}
+FLAGATTN_INLINE F32 load_fours(const BFloat16* const* rows) { return F32::widen(load_half_fours(rows)); }
+FLAGATTN_INLINE F32 load_fours(const Float16* const* rows) { return {_mm512_cvtph_ps(load_half_fours(rows))}; }
+// Every element becomes element i of its four.
+template <int i>
+FLAGATTN_INLINE F32 spread_in_fours(F32 a) {
+  return {_mm512_shuffle_ps(a.reg, a.reg, i * 0x55)};
+}
+
 // Rows become columns: element j of r[i] moves to element i of r[j].
 FLAGATTN_INLINE void transpose(F32 (&r)[16]) {
   __m512 pairs[16], quads[16], halves[16];

@@ -160,6 +160,17 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {Float4{a.reg[1], a.reg[0], a.reg[3], a.reg[2]}}; }
 
+// Element 4r + i is element i of rows[r].
+template <typename T>
+FLAGATTN_INLINE F32 load_fours(const T* const* rows) {
+  return F32::load(rows[0]);
+}
+// Every element becomes element i of its four.
+template <int i>
+FLAGATTN_INLINE F32 spread_in_fours(F32 a) {
+  return F32::set1(a.reg[i]);
+}
+
 // Rows become columns: element j of r[i] moves to element i of r[j].
 FLAGATTN_INLINE void transpose(F32 (&r)[4]) {
   for (int i = 0; i < 4; ++i) {

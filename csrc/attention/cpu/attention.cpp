@@ -3,6 +3,7 @@
 
 #include "arch/cpu_level.h"
 #include "attention/cpu/isa.h"
+#include "attention/decode_schedule.h"
 
 namespace flagattn::cpu {
 namespace {
@@ -22,19 +23,20 @@ Status check_sizes(const AttentionParams& params) {
 
 Status run_attention_forward(const AttentionParams& params, const ParallelFor& parallel) {
   if (Status status = check_sizes(params); !status.ok()) return status;
+  const bool few = decodes(params, attention_panel_columns());
   switch (cpu_level().level) {
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
-      avx512::attention_forward(params, parallel);
+      few ? avx512::attention_decode(params, parallel) : avx512::attention_forward(params, parallel);
       break;
 #endif
 #if defined(FLAGATTN_HAS_AVX2)
     case CpuLevel::kAvx2:
-      avx2::attention_forward(params, parallel);
+      few ? avx2::attention_decode(params, parallel) : avx2::attention_forward(params, parallel);
       break;
 #endif
     default:
-      scalar::attention_forward(params, parallel);
+      few ? scalar::attention_decode(params, parallel) : scalar::attention_forward(params, parallel);
   }
   return Status::success();
 }

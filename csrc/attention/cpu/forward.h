@@ -9,6 +9,7 @@
 #include "attention/cpu/outputs.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/score_factors.h"
 #include "attention/cpu/score_terms.h"
 #include "attention/cpu/scores.h"
 #include "attention/cpu/softmax.h"
@@ -28,18 +29,12 @@ class ForwardWorker {
         group_(params.heads_q / params.heads_k),
         head_dim_(padded_dim(params.head_dim)),
         head_dim_v_(padded_dim(params.head_dim_v)) {
-    // A weight is exp(natural_factor_ * s(score)). The sign of the scale goes into the queries: the factor stays
-    // positive, so that the largest score has the largest weight.
-    const float scale = params.softmax_scale;
-    query_factor_ = scale > 0.0f ? 1.0f : scale < 0.0f ? -1.0f : 0.0f;
-    const float magnitude = scale == 0.0f ? 1.0f : scale * query_factor_;
-    softcap_factor_ = params.softcap > 0.0f ? magnitude / params.softcap : 0.0f;
-    natural_factor_ = params.softcap > 0.0f ? params.softcap : magnitude;
-    if (ScoreTerms::are_additive(params)) {
-      unit_ = static_cast<float>(natural_factor_);
-      natural_factor_ = 1.0;
-    }
-    factor_ = static_cast<float>(natural_factor_ * 1.44269504088896340736);
+    const ScoreFactors factors = score_factors(params, ScoreTerms::are_additive(params));
+    query_factor_ = factors.query;
+    softcap_factor_ = factors.softcap;
+    unit_ = factors.unit;
+    natural_factor_ = factors.natural;
+    factor_ = factors.exponent;
   }
 
   // The items [begin, end).

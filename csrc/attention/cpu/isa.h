@@ -8,14 +8,17 @@ namespace flagattn {
 
 namespace scalar {
 void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
+void attention_decode(const AttentionParams& params, const ParallelFor& parallel);
 int64_t attention_panel_columns();
 }  // namespace scalar
 namespace avx2 {
 void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
+void attention_decode(const AttentionParams& params, const ParallelFor& parallel);
 int64_t attention_panel_columns();
 }  // namespace avx2
 namespace avx512 {
 void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
+void attention_decode(const AttentionParams& params, const ParallelFor& parallel);
 int64_t attention_panel_columns();
 }  // namespace avx512
 

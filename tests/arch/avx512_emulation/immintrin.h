@@ -198,6 +198,15 @@ EMULATED __m512 shuffle_ps(__m512 a, __m512 b, int imm) {
   }
   return r;
 }
+EMULATED __m512 widened(__m256 low) {
+  __m512 r = setzero_ps();
+  std::memcpy(&r, &low, 32);
+  return r;
+}
+EMULATED __m512 insertf32x8(__m512 a, __m256 half, int where) {
+  std::memcpy(reinterpret_cast<char*>(&a) + 32 * where, &half, 32);
+  return a;
+}
 EMULATED __m512 shuffle_f32x4(__m512 a, __m512 b, int imm) {
   __m512 r;
   for (int part = 0; part < 4; ++part) {
@@ -276,6 +285,9 @@ EMULATED float reduce_max_ps(__m512 a) {
 #define _mm512_unpackhi_ps avx512_emulation::unpackhi_ps
 #undef _mm512_shuffle_ps
 #define _mm512_shuffle_ps avx512_emulation::shuffle_ps
+#define _mm512_castps256_ps512 avx512_emulation::widened
+#undef _mm512_insertf32x8
+#define _mm512_insertf32x8 avx512_emulation::insertf32x8
 #undef _mm512_shuffle_f32x4
 #define _mm512_shuffle_f32x4 avx512_emulation::shuffle_f32x4
 #define _mm512_reduce_add_ps avx512_emulation::reduce_add_ps

@@ -1,0 +1,41 @@
+// Decoding for one ISA level (docs/kernels/attention_decode_cpu.md).
+#include "attention/cpu/decode.h"
+#include "attention/cpu/isa.h"
+#include "attention/cpu/scratch.h"
+
+namespace flagattn::FLAGATTN_ISA {
+namespace {
+
+template <typename T>
+void decode(const AttentionParams& params, const ParallelFor& parallel) {
+  const DecodeSchedule schedule = decode_schedule(params);
+  const int64_t columns = params.seqlen_q * (params.heads_q / params.heads_k);
+  const DecodeSizes sizes(params, columns);
+  const DecodeLayout layout(params, schedule, sizes, parallel.num_threads);
+  // The caller's block, kept between calls, serves all workers.
+  char* block = static_cast<char*>(cpu::thread_scratch(layout.total));
+  const DecodeShared shared = layout.shared(block);
+  if (schedule.split) {
+    for (int64_t group = 0; group < schedule.batch * schedule.heads_k; ++group) {
+      new (shared.missing + group) std::atomic<int64_t>(schedule.chunks);
+    }
+  }
+  std::atomic<int64_t> workers{0};
+  for_each_run_of_items(
+      parallel, schedule.num_items(),
+      [&] {
+        const int64_t index = workers.fetch_add(1, std::memory_order_relaxed);
+        return DecodeWorker<T>(params, schedule, sizes, shared, layout.worker(block, index, sizes));
+      },
+      [](int64_t begin, int64_t end, DecodeWorker<T>& worker) {
+        for (int64_t item = begin; item < end; ++item) worker.run(item, item + 1 < end ? item + 1 : -1);
+      });
+}
+
+}  // namespace
+
+void attention_decode(const AttentionParams& params, const ParallelFor& parallel) {
+  dispatch(params.dtype, [&]<typename T>(T) { decode<T>(params, parallel); });
+}
+
+}  // namespace flagattn::FLAGATTN_ISA

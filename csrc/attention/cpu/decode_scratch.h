@@ -1,0 +1,108 @@
+// Where the decode kernel keeps things: one block for all workers, laid out once per call.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/cpu/decode_scores.h"
+#include "attention/cpu/softmax.h"
+#include "attention/decode_schedule.h"
+
+namespace flagattn::FLAGATTN_ISA {
+
+inline constexpr int kDecodeColumns = kPanel < kMostDecodeColumns ? kPanel : static_cast<int>(kMostDecodeColumns);
+static_assert(kDecodeColumns % 4 == 0);
+
+// The rows of a tile, by key; strips may reach over its ends.
+inline constexpr int64_t kTileRows = kCpuKeyTile;
+
+// A row's softmax so far: statistics by column, outputs[column][dim].
+struct DecodeState {
+  PanelStatistics* statistics;
+  float* outputs;
+};
+
+struct DecodeSizes {
+  int64_t blocks;      // of four columns
+  int64_t output_row;  // floats from column to column: whole vectors
+  int64_t outputs;     // floats of a state
+  int64_t queries;     // floats
+
+  DecodeSizes(const AttentionParams& params, int64_t columns)
+      : blocks((columns + 3) / 4),
+        output_row((params.head_dim_v + F32::kLanes - 1) / F32::kLanes * F32::kLanes),
+        outputs(columns * output_row),
+        queries(params.head_dim * blocks * F32::kLanes) {}
+};
+
+struct DecodeScratch {
+  float *queries, *far_queries, *scores, *far_scores, *sums;
+  DecodeState total, chunk;
+  const void **key_rows, **far_rows, **value_rows, **next_rows;
+};
+
+// What workers share: the chunks' states and how many of a group's are missing.
+struct DecodeShared {
+  PanelStatistics* statistics;
+  float* outputs;
+  std::atomic<int64_t>* missing;
+};
+
+struct DecodeLayout {
+  size_t statistics, outputs, missing;                                                 // shared
+  size_t workers, worker_size;                                                         // then one part for each
+  size_t queries, far_queries, scores, far_scores, sums, states, state_outputs, rows;  // within a worker's part
+  size_t total;
+
+  DecodeLayout(const AttentionParams& params, const DecodeSchedule& schedule, const DecodeSizes& sizes,
+               int64_t num_workers) {
+    size_t at = 0;
+    const auto take = [&at](int64_t count, size_t size) {
+      const size_t start = at;
+      at += (static_cast<size_t>(count) * size + 63) / 64 * 64;
+      return start;
+    };
+    const int64_t kept = schedule.split ? schedule.num_items() : 0;
+    statistics = take(kept, sizeof(PanelStatistics));
+    outputs = take(kept * sizes.outputs, sizeof(float));
+    missing = take(schedule.split ? schedule.batch * schedule.heads_k : 0, sizeof(std::atomic<int64_t>));
+    workers = at;
+    at = 0;
+    const int64_t pairs = params.is_piecewise() ? 2 : 1;
+    queries = take(sizes.queries, sizeof(float));
+    far_queries = take((pairs - 1) * sizes.queries, sizeof(float));
+    scores = take(sizes.blocks * kBlockScores, sizeof(float));
+    far_scores = take((pairs - 1) * sizes.blocks * kBlockScores, sizeof(float));
+    sums = take(sizes.outputs, sizeof(float));
+    states = take(2, sizeof(PanelStatistics));
+    state_outputs = take(2 * sizes.outputs, sizeof(float));
+    rows = take(4 * kTileRows, sizeof(void*));
+    worker_size = at;
+    total = workers + static_cast<size_t>(num_workers) * worker_size;
+  }
+
+  DecodeShared shared(char* block) const {
+    return {reinterpret_cast<PanelStatistics*>(block + statistics), reinterpret_cast<float*>(block + outputs),
+            reinterpret_cast<std::atomic<int64_t>*>(block + missing)};
+  }
+  DecodeScratch worker(char* block, int64_t index, const DecodeSizes& sizes) const {
+    char* base = block + workers + static_cast<size_t>(index) * worker_size;
+    const auto floats = [base](size_t offset) { return reinterpret_cast<float*>(base + offset); };
+    auto* statistics_of = reinterpret_cast<PanelStatistics*>(base + states);
+    auto** tables = reinterpret_cast<const void**>(base + rows);
+    return {floats(queries),
+            floats(far_queries),
+            floats(scores),
+            floats(far_scores),
+            floats(sums),
+            {statistics_of, floats(state_outputs)},
+            {statistics_of + 1, floats(state_outputs) + sizes.outputs},
+            tables,
+            tables + kTileRows,
+            tables + 2 * kTileRows,
+            tables + 3 * kTileRows};
+  }
+};
+
+}  // namespace flagattn::FLAGATTN_ISA
