@@ -12,6 +12,7 @@ from torch import Tensor
 
 import flagattn.activation
 import flagattn.attention
+import flagattn.kvcache
 import flagattn.loss
 import flagattn.norm
 import flagattn.piecewise
@@ -36,6 +37,7 @@ _PIECEWISE = {
     "piecewise_attn_func": flagattn.piecewise.piecewise_attn_func,
     "piecewise_attn_varlen_func": flagattn.piecewise.piecewise_attn_varlen_func,
 }
+_CACHED = {name: getattr(flagattn.kvcache, name) for name in ("flash_attn_with_kvcache", "piecewise_attn_with_kvcache")}
 _FUSED: dict[str, Callable[..., Any]] = {
     "rms_norm": flagattn.norm.rms_norm,
     "swiglu": flagattn.activation.swiglu,
@@ -85,9 +87,11 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Not differentiable. Source: flagattn/explain.py, csrc/torch/attention_plan.cpp.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
-    function = {**_ATTENTION, **_PIECEWISE, **_FUSED}.get(name)
+    function = {**_ATTENTION, **_PIECEWISE, **_CACHED, **_FUSED}.get(name)
     if function is None:
-        raise ValueError(f"op is {name!r}; it must be one of {', '.join([*_ATTENTION, *_PIECEWISE, *_FUSED])}")
+        raise ValueError(
+            f"op is {name!r}; it must be one of {', '.join([*_ATTENTION, *_PIECEWISE, *_CACHED, *_FUSED])}"
+        )
     arguments = inspect.signature(function).bind(*args, **kwargs)
     arguments.apply_defaults()
     if name in _FUSED:
@@ -126,7 +130,11 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     if q.device.type != "cpu":
         return explanation
 
-    if q.dim() == 4:
+    if name in _CACHED:
+        batch, seqlen_q, seqlen_k = q.shape[0], q.shape[1], k.shape[1]
+        if arguments["block_table"] is not None:
+            seqlen_k *= arguments["block_table"].shape[1]
+    elif q.dim() == 4:
         batch, seqlen_q, seqlen_k = q.shape[0], q.shape[1], k.shape[1]
     else:
         one_for_both = "cu_seqlens" in arguments
@@ -135,12 +143,37 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
         seqlen_k = arguments["max_seqlen" if one_for_both else "max_seqlen_k"]
     head_dims = [-(-tensor.shape[-1] // 8) * 8 for tensor in (q, v)]
     sizes = (batch, q.shape[-2], k.shape[-2], seqlen_q, seqlen_k, *head_dims)
-    plan = dict(line.split("=") for line in torch.ops.flagattn.attention_plan(*sizes, name in _PIECEWISE).splitlines())
+    piecewise = name.startswith("piecewise")
+    plan = dict(line.split("=") for line in torch.ops.flagattn.attention_plan(*sizes, piecewise).splitlines())
+    terms = [term for term in ("attn_mask", "alibi_slopes", "dropout_p") if _is_given(arguments.get(term))]
+    if plan["decodes"] == "1" and not terms:
+        explanation.details["forward"] = (
+            f"the decode kernel, {plan['decode_items']} work items of a key/value head's chunk of {plan['key_chunk']} "
+            f"keys for {plan['threads']} threads: up to {plan['most_decode_columns']} query rows, heads of a group "
+            "counted, read every key once"
+        )
+        return _with_backward(explanation, plan, name)
+    explanation.others["decode kernel"] = (
+        f"it takes no {', '.join(terms)}"
+        if terms
+        else f"it takes up to {plan['most_decode_columns']} query rows, heads of a group counted"
+    )
     explanation.details["forward"] = (
         f"{plan['forward_items']} work items of up to {plan['forward_columns_per_item']} query rows (heads of a group "
         f"counted) for {plan['threads']} threads, {plan['panel_columns']} rows in the lanes, key tiles of "
         f"{plan['forward_key_tile']}"
     )
+    return _with_backward(explanation, plan, name)
+
+
+def _is_given(argument: object) -> bool:
+    return argument is not None and not (isinstance(argument, float) and argument == 0.0)
+
+
+def _with_backward(explanation: Explanation, plan: dict[str, str], name: str) -> Explanation:
+    if name in _CACHED:
+        explanation.details["backward"] = "none: caches are written in place"
+        return explanation
     explanation.details["backward"] = (
         f"{plan['backward_parts']} parts of up to {plan['backward_columns_per_part']} query rows, key tiles of "
         f"{plan['backward_key_tile']}, the parts' shares of dk and dv summed in order"
@@ -156,6 +189,11 @@ def _attention_operands(name: str, arguments: dict[str, Any]) -> tuple[Tensor, .
         return tuple(arguments["qkv"].unbind(-3))
     if "kv" in arguments:
         return (arguments["q"], *arguments["kv"].unbind(-3))
+    if name in _CACHED:
+        keys: tuple[str, ...] = ("q", "k_cache", "v_cache")
+        if name.startswith("piecewise"):
+            keys = ("q1", "k1_cache", "q2", "k2_cache", "v_cache")
+        return tuple(arguments[key] for key in keys)
     keys = ("q1", "k1", "q2", "k2", "v") if name in _PIECEWISE else ("q", "k", "v")
     return tuple(arguments[key] for key in keys)
 

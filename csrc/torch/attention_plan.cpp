@@ -5,6 +5,7 @@
 
 #include "attention/backward_schedule.h"
 #include "attention/cpu/attention.h"
+#include "attention/decode_schedule.h"
 #include "attention/heuristics.h"
 #include "torch/executor.h"
 
@@ -36,6 +37,10 @@ std::string attention_plan(int64_t batch, int64_t heads_q, int64_t heads_k, int6
   };
   line("threads", threads);
   line("panel_columns", panel);
+  line("decodes", decodes(params, panel) ? 1 : 0);
+  line("decode_items", decode_schedule(params).num_items());
+  line("most_decode_columns", panel < kMostDecodeColumns ? panel : kMostDecodeColumns);
+  line("key_chunk", kCpuKeyChunk);
   line("forward_key_tile", kCpuKeyTile);
   line("forward_columns_per_item", forward.columns_per_item);
   line("forward_items", batch * heads_k * forward.items_per_group);

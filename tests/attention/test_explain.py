@@ -38,6 +38,21 @@ def test_every_form_is_explained() -> None:
     assert flagattn.explain("piecewise_attn_varlen_func", *[packed] * 5, cu, cu, 5, 5, 3).details["forward"]
 
 
+def test_decoding() -> None:
+    q, cache = torch.randn(2, 1, 8, 16), torch.randn(2, 3000, 2, 16)
+    cached = flagattn.explain("flash_attn_with_kvcache", q, cache, cache)
+    assert "the decode kernel, 12 work items" in cached.details["forward"] and "none" in cached.details["backward"]
+    assert "decode kernel" in flagattn.explain("flash_attn_func", q, cache, cache).details["forward"]
+    table = torch.zeros(2, 4, dtype=torch.int32)
+    paged = flagattn.explain("flash_attn_with_kvcache", q, cache[:, :512], cache[:, :512], block_table=table)
+    assert "8 work items" in paged.details["forward"]
+    assert "decode kernel" in flagattn.explain("piecewise_attn_with_kvcache", q, q, *[cache] * 3, 9).details["forward"]
+    many = flagattn.explain("flash_attn_with_kvcache", torch.randn(2, 90, 8, 16), cache, cache)
+    assert "query rows" in many.others["decode kernel"]
+    biased = flagattn.explain("flash_attn_func", q, cache, cache, alibi_slopes=torch.ones(8))
+    assert biased.others["decode kernel"] == "it takes no alibi_slopes"
+
+
 def test_fused_ops() -> None:
     x = torch.randn(4, 16)
     assert "csrc/norm/cpu" in flagattn.explain(flagattn.rms_norm, x, torch.ones(16)).kernel
