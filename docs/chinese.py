@@ -70,6 +70,7 @@ BAR_WORDS = (
     ("training step", "训练步"),
     ("decode, paged", "解码，分页"),
     ("decode", "解码"),
+    ("context", "上下文"),
     ("share of the read bandwidth", "占读带宽的比例"),
     ("time of contiguous", "所用时间与连续缓存之比"),
     ("against rows as queries", "与把组内各头当作查询行的 torch 之比"),
