@@ -11,6 +11,7 @@ from flagattn.attention import (
     flash_attn_varlen_qkvpacked_func,
 )
 from flagattn.build_info import build_info, cpu_level
+from flagattn.column_sums import attention_column_sums
 from flagattn.explain import Explanation, explain
 from flagattn.kvcache import flash_attn_with_kvcache, piecewise_attn_with_kvcache
 from flagattn.loss import cross_entropy, linear_cross_entropy
@@ -23,6 +24,7 @@ from flagattn.sdpa import scaled_dot_product_attention
 __all__ = [
     "Explanation",
     "apply_rotary",
+    "attention_column_sums",
     "build_info",
     "cpu_level",
     "cross_entropy",

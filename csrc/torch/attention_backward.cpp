@@ -25,7 +25,6 @@ Gradients run_backward(const AttentionArgs& args, const Tensor& dout, const std:
 
   const Tensor *bias = args.scores.bias, *sinks = args.scores.sinks;
   check(!needs_dbias || bias != nullptr, args.op, "needs_dbias is true, but there is no bias.");
-  check(!needs_dbias, args.op, "the gradient of bias is not computed yet.");
   const auto nothing = [&] { return empty_like_device(args.q, ScalarType::Float, {0}); };
   Gradients gradients{empty_gradient(args.q),
                       empty_gradient(args.k),
@@ -51,6 +50,12 @@ Gradients run_backward(const AttentionArgs& args, const Tensor& dout, const std:
     params.dsinks = static_cast<float*>(output_data(gradients.dsinks));
   }
   check(cpu::run_attention_backward(params, torch_threads()), args.op);
+  if (needs_dbias) {
+    // A bias that is repeated over nothing has elements that no score takes.
+    const AttentionParams& forward = params.forward;
+    if (forward.batch == 0 || forward.seqlen_q == 0 || forward.seqlen_k == 0) zero_rows_behind(gradients.dbias, 0);
+    check(cpu::run_attention_bias_gradient(params, torch_threads()), args.op);
+  }
   if (params.forward.is_packed()) {
     const int64_t end_q = params.forward.cu_seqlens_q[params.forward.batch];
     const int64_t end_k = params.forward.cu_seqlens_k[params.forward.batch];

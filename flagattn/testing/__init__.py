@@ -3,6 +3,7 @@
 from flagattn.testing.attention_cases import (
     DENSE_CASES,
     PIECEWISE_CASES,
+    SCORE_CASES,
     VARLEN_CASES,
     AttentionCase,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "DENSE_CASES",
     "LAYOUTS",
     "PIECEWISE_CASES",
+    "SCORE_CASES",
     "VARLEN_CASES",
     "AttentionCase",
     "AttentionInputs",

@@ -29,6 +29,14 @@ class AttentionCase:
     dist_threshold: int | None = None  # piecewise attention where set
     lse_gradient: bool = False
     layouts: tuple[str, str, str, str] = ("contiguous",) * 4  # of q, k, v and dout
+    # What joins the scores. Shapes are spelt "bhqk", with 1 for a dimension that is repeated.
+    bias: str = ""
+    bias_hides: bool = False  # some of it is -inf, or the lowest number of its dtype
+    keep: str = ""
+    keep_kind: str = "random"  # or "right", "left" (padding), "blocks" (documents), "rare"
+    alibi: str = ""  # "h" or "bh"
+    sinks: bool = False
+    dropout_p: float = 0.0
 
     def __str__(self) -> str:
         return self.name
@@ -36,6 +44,11 @@ class AttentionCase:
     @property
     def is_packed(self) -> bool:
         return self.lengths is not None
+
+    @property
+    def is_masked(self) -> bool:
+        """Only the op itself takes masks beside everything else."""
+        return bool(self.bias or self.keep)
 
     @property
     def is_piecewise(self) -> bool:
@@ -184,4 +197,50 @@ PIECEWISE_CASES: tuple[AttentionCase, ...] = (
         unused_rows=5,
         layouts=OTHER_LAYOUTS,
     ),
+)
+
+# ---- masks, biases, ALiBi, sinks, dropout ----
+
+SCORE_CASES: tuple[AttentionCase, ...] = (
+    # Masks of keys, of rows, of everything; tiles that nobody sees, rows that see nothing.
+    _dense("keep_padding_right", 70, 300, batch=3, keep="b11k", keep_kind="right", heads_q=4, heads_k=2),
+    _dense("keep_padding_left", 300, 300, batch=3, keep="b11k", keep_kind="left", causal=True, lse_gradient=True),
+    _dense("keep_keys", 131, 270, batch=2, keep="b11k", heads_q=6, heads_k=2, lse_gradient=True),
+    _dense("keep_whole", 67, 290, batch=2, keep="bhqk", heads_q=4, heads_k=2),
+    _dense("keep_heads", 67, 130, keep="1h1k", heads_q=6, heads_k=2, causal=True),
+    _dense("keep_blocks", 400, 400, keep="11qk", keep_kind="blocks", lse_gradient=True),
+    _dense("keep_rare", 60, 1100, keep="11qk", heads_q=4, heads_k=4, keep_kind="rare", lse_gradient=True),
+    _dense("keep_rows", 90, 70, keep="b1q1", batch=2, lse_gradient=True),
+    _dense("keep_softcap_window", 150, 150, keep="bhqk", softcap=5.0, window_size=(60, 20)),
+    _dense("keep_layouts", 77, 141, batch=2, keep="b11k", heads_q=4, heads_k=2, layouts=MIXED_LAYOUTS),
+    # Biases, with their gradient summed over what they repeat.
+    _dense("bias_whole", 67, 150, batch=2, bias="bhqk", heads_q=4, heads_k=2, lse_gradient=True),
+    _dense("bias_heads", 131, 67, batch=3, bias="1hqk", heads_q=4, heads_k=1, causal=True),
+    _dense("bias_keys", 67, 600, batch=2, bias="b11k"),
+    _dense("bias_rows", 90, 70, bias="b1q1", batch=2, lse_gradient=True),
+    _dense("bias_of_one_element", 40, 70, bias="1111", lse_gradient=True),
+    _dense("bias_hides", 133, 270, batch=2, bias="b1qk", bias_hides=True, lse_gradient=True),
+    _dense("bias_hides_keys", 67, 400, batch=2, bias="b11k", bias_hides=True, heads_q=4, heads_k=2),
+    _dense("bias_softcap", 67, 90, bias="1hqk", softcap=3.0, head_dim=128),
+    _dense("bias_negative_scale", 67, 67, bias="11qk", softmax_scale=-0.2, causal=True),
+    _dense("bias_and_keep", 90, 200, batch=2, bias="1hqk", keep="b11k", heads_q=4, heads_k=2, dropout_p=0.2),
+    _dense("bias_long", 50, 1300, bias="1hqk", sinks=True, head_dim=32),
+    # ALiBi.
+    _dense("alibi", 203, 203, alibi="h", causal=True, heads_q=6, heads_k=2, lse_gradient=True),
+    _dense("alibi_sequences", 70, 300, batch=2, alibi="bh"),
+    _dense("alibi_window_softcap", 270, 150, alibi="h", window_size=(90, 10), softcap=8.0, lse_gradient=True),
+    _packed("alibi_packed", (113, 113), (1, 300), (64, 20), alibi="bh", causal=True, heads_q=6, heads_k=2),
+    # Sinks.
+    _dense("sinks", 131, 203, sinks=True, heads_q=6, heads_k=2, batch=2, lse_gradient=True),
+    _dense("sinks_empty_rows", 200, 70, sinks=True, causal=True, lse_gradient=True),
+    _dense("sinks_window", 203, 203, sinks=True, heads_q=8, window_size=(30, 0), softcap=10.0),
+    _packed("sinks_packed", (70, 200), (0, 5), (90, 3), (9, 0), sinks=True, causal=True, lse_gradient=True),
+    _packed("sinks_unused_rows", (50, 60), (31, 20), sinks=True, unused_rows=13, causal=True),
+    _dense("sinks_piecewise", 203, 203, dist_threshold=50, sinks=True, causal=True, window_size=(120, 0)),
+    _packed("sinks_piecewise_packed", (113, 113), (64, 200), dist_threshold=50, sinks=True, lse_gradient=True),
+    # Dropout.
+    _dense("dropout", 131, 203, dropout_p=0.3, batch=2, heads_q=6, heads_k=2, causal=True, lse_gradient=True),
+    _dense("dropout_most", 67, 67, dropout_p=0.9),
+    _dense("dropout_long", 40, 1300, dropout_p=0.1, head_dim=32, sinks=True, alibi="h"),
+    _packed("dropout_packed", (70, 90), (5, 5), (33, 140), dropout_p=0.25, heads_q=4, heads_k=2, lse_gradient=True),
 )

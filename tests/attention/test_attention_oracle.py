@@ -10,6 +10,7 @@ import torch
 from flagattn.testing import (
     DENSE_CASES,
     PIECEWISE_CASES,
+    SCORE_CASES,
     VARLEN_CASES,
     AttentionCase,
     assert_all_close_to_oracle,
@@ -68,4 +69,9 @@ def test_varlen(case: AttentionCase, dtype: torch.dtype, level: str) -> None:
 
 @pytest.mark.parametrize(("case", "dtype", "level"), problems(PIECEWISE_CASES))
 def test_piecewise(case: AttentionCase, dtype: torch.dtype, level: str) -> None:
+    check(case, dtype, level)
+
+
+@pytest.mark.parametrize(("case", "dtype", "level"), problems(SCORE_CASES))
+def test_what_joins_the_scores(case: AttentionCase, dtype: torch.dtype, level: str) -> None:
     check(case, dtype, level)

@@ -10,16 +10,22 @@ namespace scalar {
 void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
 void attention_decode(const AttentionParams& params, const ParallelFor& parallel);
 int64_t attention_panel_columns();
+void attention_bias_gradient(const AttentionBackwardParams& params, const ParallelFor& parallel);
+void attention_column_sums(const AttentionParams& params, const RowsView& sums, const ParallelFor& parallel);
 }  // namespace scalar
 namespace avx2 {
 void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
 void attention_decode(const AttentionParams& params, const ParallelFor& parallel);
 int64_t attention_panel_columns();
+void attention_bias_gradient(const AttentionBackwardParams& params, const ParallelFor& parallel);
+void attention_column_sums(const AttentionParams& params, const RowsView& sums, const ParallelFor& parallel);
 }  // namespace avx2
 namespace avx512 {
 void attention_forward(const AttentionParams& params, const ParallelFor& parallel);
 void attention_decode(const AttentionParams& params, const ParallelFor& parallel);
 int64_t attention_panel_columns();
+void attention_bias_gradient(const AttentionBackwardParams& params, const ParallelFor& parallel);
+void attention_column_sums(const AttentionParams& params, const RowsView& sums, const ParallelFor& parallel);
 }  // namespace avx512
 
 }  // namespace flagattn
