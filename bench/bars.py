@@ -180,6 +180,7 @@ BARS: tuple[Bar, ...] = (
     Bar("piecewise backward, time of plain", "piecewise backward", "<=", 1.12, time_against("our plain attention")),
     Bar("piecewise forward, against two calls", "piecewise forward", ">=", 1.05, faster_than("two calls merged")),
     Bar("piecewise backward, against two calls", "piecewise backward", ">=", 1.15, faster_than("two calls merged")),
+    Bar("padding mask forward, against torch", "masked forward", ">=", 1.3, faster_than(SDPA, "padding"), "worst case"),
     Bar("one head forward, two threads against one", "one head forward", ">=", 1.8, faster_than("one thread")),
     Bar("one head backward, two threads against one", "one head backward", ">=", 1.8, faster_than("one thread")),
     *_norm_and_activation(),

@@ -213,6 +213,7 @@ DECODE = tuple(
 DECODE_PAGED = tuple(
     DecodeShape(8192, dtype, 4, page_size=page_size) for dtype, page_size in product(("fp32", "bf16"), (16, 256))
 )
+MASKED = (AttentionShape(1024, 64, "fp32", batch=2), AttentionShape(2048, 128, "bf16", heads_q=8))
 
 NORM = (RowsShape(2048, 4096, "fp32"), RowsShape(2048, 4096, "bf16"))
 ACTIVATION = NORM

@@ -55,6 +55,7 @@ BAR_WORDS = (
     ("short sequences backward", "短序列反向"),
     ("piecewise forward", "分段注意力前向"),
     ("piecewise backward", "分段注意力反向"),
+    ("padding mask forward", "填充掩码前向"),
     ("one head forward", "单头前向"),
     ("one head backward", "单头反向"),
     ("forward+backward", "前向加反向"),

@@ -145,6 +145,9 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     sizes = (batch, q.shape[-2], k.shape[-2], seqlen_q, seqlen_k, *head_dims)
     piecewise = name.startswith("piecewise")
     plan = dict(line.split("=") for line in torch.ops.flagattn.attention_plan(*sizes, piecewise).splitlines())
+    joined = _what_joins_the_scores(arguments)
+    if joined:
+        explanation.details["scores"] = "; ".join(joined)
     terms = [term for term in ("attn_mask", "alibi_slopes", "dropout_p") if _is_given(arguments.get(term))]
     if plan["decodes"] == "1" and not terms:
         explanation.details["forward"] = (
@@ -179,6 +182,28 @@ def _with_backward(explanation: Explanation, plan: dict[str, str], name: str) ->
         f"{plan['backward_key_tile']}, the parts' shares of dk and dv summed in order"
     )
     return explanation
+
+
+def _what_joins_the_scores(arguments: dict[str, Any]) -> list[str]:
+    texts = []
+    mask = arguments.get("attn_mask")
+    if mask is not None:
+        same_for_rows = all(size == 1 for size in mask.shape[-3:-1])
+        if mask.dtype is not torch.bool:
+            texts.append(
+                "attn_mask is added to every score; tiles that it hides are skipped; its gradient is a pass of its own"
+            )
+        elif same_for_rows:
+            texts.append("attn_mask cuts the range of keys, and is looked at score by score only between its ends")
+        else:
+            texts.append("attn_mask is looked at tile by tile: skipped, whole, or score by score")
+    if arguments.get("alibi_slopes") is not None:
+        texts.append("ALiBi is added to every score")
+    if arguments.get("sinks") is not None:
+        texts.append("sinks join the softmax's denominator at the end")
+    if arguments.get("dropout_p", 0.0) != 0.0:
+        texts.append("dropout by Philox of every weight's place")
+    return texts
 
 
 def _attention_operands(name: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:

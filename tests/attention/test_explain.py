@@ -75,3 +75,17 @@ def test_elsewhere_and_unknown() -> None:
         flagattn.explain("matmul", q, q)
     with pytest.raises(TypeError):
         flagattn.explain("flash_attn_func", q)
+
+
+def test_what_joins_the_scores() -> None:
+    x = torch.randn(1, 9, 2, 16)
+    told = flagattn.explain("flash_attn_func", x, x, x, 0.1, alibi_slopes=torch.ones(2), sinks=torch.ones(2))
+    assert all(word in told.details["scores"] for word in ("ALiBi", "sinks", "Philox"))
+    heads_first = [x.transpose(1, 2)] * 3
+    for mask, word in (
+        (torch.ones(1, 1, 1, 9, dtype=torch.bool), "range of keys"),
+        (torch.ones(9, 9, dtype=torch.bool), "tile by tile"),
+        (torch.zeros(9, 9), "added"),
+    ):
+        assert word in flagattn.explain("scaled_dot_product_attention", *heads_first, mask).details["scores"]
+    assert "scores" not in flagattn.explain("flash_attn_func", x, x, x).details
