@@ -5,7 +5,7 @@
 //   F32            kLanes floats; zero, set1, load/store (unaligned, from and to fp32, bf16, fp16; `_n` variants touch
 //                  only the first n elements), + - *, fma(a, b, c) = a * b + c, max, min, abs, sqrt, exp2, sum, hmax,
 //                  swap_neighbours (elements 2i and 2i + 1), load_fours (four elements of each of kLanes / 4 rows),
-//                  spread_in_fours
+//                  spread_in_fours, power_of_shifted (an integer into the exponent)
 //   I32            kLanes int32; set1, load, iota (0, 1, 2, ...), + -, comparisons
 //   Mask           one bit or lane per element; select(mask, a, b) = mask ? a : b, &, |, any, all
 //   transpose      a kLanes x kLanes block in registers

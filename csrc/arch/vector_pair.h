@@ -15,6 +15,7 @@ struct Pair {
 FLAGATTN_INLINE Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
 FLAGATTN_INLINE Pair operator-(Pair a, Pair b) { return {a.first - b.first, a.second - b.second}; }
 FLAGATTN_INLINE Pair operator*(Pair a, Pair b) { return {a.first * b.first, a.second * b.second}; }
+FLAGATTN_INLINE Pair operator/(Pair a, Pair b) { return {a.first / b.first, a.second / b.second}; }
 FLAGATTN_INLINE Pair fma(Pair a, Pair b, Pair c) {
   return {fma(a.first, b.first, c.first), fma(a.second, b.second, c.second)};
 }

@@ -43,6 +43,13 @@ void check_exp2() {
   expect(std::isnan(first(isa::exp2(F32::set1(NAN)))), "exp2 of NaN");
 }
 
+void check_power_of_shifted() {
+  for (int m = 0; m < 256; ++m) {
+    const float power = first(isa::power_of_shifted(F32::set1(0x1.8p23f + static_cast<float>(m))));
+    expect(power == (m == 0 ? 0.0f : m == 255 ? INFINITY : std::exp2(static_cast<float>(m - 127))), "power_of_shifted");
+  }
+}
+
 void check_tanh() {
   double worst = 0;
   for (double x = -30; x < 30; x += 0.00073) {
@@ -184,6 +191,7 @@ void check_arithmetic() {
 
 int main() {
   check_exp2();
+  check_power_of_shifted();
   check_tanh();
   check_transpose();
   check_fours();

@@ -120,6 +120,11 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
   return {_mm256_andnot_ps(_mm256_cmp_ps(n.reg, _mm256_set1_ps(-126.0f), _CMP_LT_OQ), scaled)};
 }
 
+// 2^(m - 127) for the float 1.5 x 2^23 + m, m = 0 .. 255: 0 for m = 0, infinity for 255.
+FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.reg), 23))};
+}
+
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm256_permute_ps(a.reg, 0xb1)}; }
 

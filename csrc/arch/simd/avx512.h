@@ -116,6 +116,11 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
   return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n.reg, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p.reg, n.reg)};
 }
 
+// 2^(m - 127) for the float 1.5 x 2^23 + m, m = 0 .. 255: 0 for m = 0, infinity for 255.
+FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.reg), 23))};
+}
+
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm512_shuffle_ps(a.reg, a.reg, 0xb1)}; }
 

@@ -157,6 +157,12 @@ FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
   return select(flushed, F32::zero(), scaled);
 }
 
+// 2^(m - 127) for the float 1.5 x 2^23 + m, m = 0 .. 255: 0 for m = 0, infinity for 255.
+FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {
+  typedef uint32_t Bits4 __attribute__((vector_size(16)));
+  return {__builtin_bit_cast(Float4, __builtin_bit_cast(Bits4, shifted.reg) << 23)};
+}
+
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {Float4{a.reg[1], a.reg[0], a.reg[3], a.reg[2]}}; }
 
