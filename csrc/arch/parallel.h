@@ -21,6 +21,14 @@ inline ParallelFor serial_for() {
           1};
 }
 
+// How many elements of a row-wise op one item holds: many, so that a thread streams through memory for a while, but
+// enough items for every thread. Results may not depend on it.
+inline int64_t elements_per_item(int64_t elements, const ParallelFor& parallel) {
+  constexpr int64_t kFewest = 32 * 1024, kMost = 256 * 1024;
+  const int64_t share = elements / (4 * (parallel.num_threads > 0 ? parallel.num_threads : 1));
+  return share < kFewest ? kFewest : share > kMost ? kMost : share;
+}
+
 // Hands the items [0, num_items) to the workers one by one, in order: an item's work may differ a lot in size.
 // `make_scratch()` runs once per worker, `body(item, scratch)` once per item. Which worker gets an item depends on
 // load, so results may depend on the item alone.

@@ -83,11 +83,13 @@ FLAGATTN_INLINE Pair load_pair(const BFloat16* p) {
   const __m256i odd = _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
   return {{_mm256_castsi256_ps(_mm256_slli_epi32(both, 16))}, {_mm256_castsi256_ps(odd)}};
 }
+FLAGATTN_INLINE __m256i joined(Pair value) {
+  const __m256i even = _mm256_srli_epi32(round_upper_halves(value.first), 16);
+  return _mm256_blend_epi16(even, round_upper_halves(value.second), 0xaa);
+}
 template <>
 FLAGATTN_INLINE void store_pair(Pair value, BFloat16* p) {
-  const __m256i even = _mm256_srli_epi32(round_upper_halves(value.first), 16);
-  const __m256i both = _mm256_blend_epi16(even, round_upper_halves(value.second), 0xaa);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), joined(value));
 }
 template <>
 FLAGATTN_INLINE F32 round_to<BFloat16>(F32 value) {
@@ -122,13 +124,38 @@ FLAGATTN_INLINE void store_pair(Pair value, T* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
 }
 
-FLAGATTN_INLINE void stream(F32 value, float* p) {
+// A store past the caches, where the level has one; p is aligned to the pair's size.
 #if defined(__AVX512F__)
-  _mm512_stream_ps(p, value.reg);
+FLAGATTN_INLINE void stream_pair(Pair value, float* p) {
+  _mm512_stream_ps(p, value.first.reg);
+  _mm512_stream_ps(p + F32::kLanes, value.second.reg);
+}
 #elif defined(__AVX2__)
-  _mm256_stream_ps(p, value.reg);
+FLAGATTN_INLINE void stream_pair(Pair value, float* p) {
+  _mm256_stream_ps(p, value.first.reg);
+  _mm256_stream_ps(p + F32::kLanes, value.second.reg);
+}
+FLAGATTN_INLINE void stream_pair(Pair value, BFloat16* p) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), joined(value));
+}
+#endif
+template <typename T>
+FLAGATTN_INLINE void stream_pair(Pair value, T* p) {
+#if defined(__AVX2__)
+  // The compiler keeps `whole` in registers: each is written and read in the same two parts.
+  alignas(64) T whole[kPairLanes];
+  store_pair(value, static_cast<T*>(whole));
+#if defined(__AVX512F__)
+  using Half = __m256i;
+  _mm256_stream_si256(reinterpret_cast<Half*>(p), *reinterpret_cast<const Half*>(whole));
+  _mm256_stream_si256(reinterpret_cast<Half*>(p) + 1, *(reinterpret_cast<const Half*>(whole) + 1));
 #else
-  value.store(p);
+  using Half = __m128i;
+  _mm_stream_si128(reinterpret_cast<Half*>(p), *reinterpret_cast<const Half*>(whole));
+  _mm_stream_si128(reinterpret_cast<Half*>(p) + 1, *(reinterpret_cast<const Half*>(whole) + 1));
+#endif
+#else
+  store_pair(value, p);
 #endif
 }
 
@@ -137,19 +164,12 @@ FLAGATTN_INLINE void stream(F32 value, float* p) {
 template <bool kStream, typename T>
 FLAGATTN_INLINE void put_pair(Pair value, T* p, int64_t n) {
   if constexpr (kStream) {
-    if (n == kPairLanes) {
-      stream(value.first, p);
-      return stream(value.second, p + F32::kLanes);
-    }
+    if (n == kPairLanes) return stream_pair(value, p);
   }
   store_pair(value, p, n);
 }
-// Whole cache lines of fp32 only: on narrower ones the partly filled write buffers cost more than they save.
-FLAGATTN_INLINE bool streams_to(const float* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
-template <typename T>
-FLAGATTN_INLINE bool streams_to(const T*) {
-  return false;
-}
+// From the start of a cache line on, so that consecutive pairs fill whole lines.
+FLAGATTN_INLINE bool streams_to(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 FLAGATTN_INLINE void fence_streams() {
 #if defined(__AVX2__)
   _mm_sfence();
@@ -174,6 +194,13 @@ FLAGATTN_INLINE void with_flag(bool flag, Body&& body) {
 template <typename T>
 FLAGATTN_INLINE F32 load_up_to(const T* p, int64_t n) {
   return n == F32::kLanes ? F32::load(p) : F32::load_n(p, n);
+}
+
+// Fetches the cache lines of a pair; p may lie outside of every buffer.
+template <typename T>
+FLAGATTN_INLINE void prefetch_pair(const T* p) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t ahead = 0; ahead < kPairLanes; ahead += kLine) __builtin_prefetch(p + ahead);
 }
 
 // Calls body(i, n, u) for i = 0, kPairLanes, ...: n is kPairLanes but for a last, shorter pair, and u counts

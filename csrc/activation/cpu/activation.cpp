@@ -10,8 +10,6 @@
 namespace flagattn::cpu {
 namespace {
 
-constexpr int64_t kElementsPerItem = 32 * 1024;
-
 const SwigluKernels& kernels_of(CpuLevel level) {
   switch (level) {
 #if defined(FLAGATTN_HAS_AVX512)
@@ -31,8 +29,10 @@ const SwigluKernels& kernels_of(CpuLevel level) {
 template <typename Body>
 void for_each_piece(const ParallelFor& parallel, int64_t rows, int64_t cols, Body&& body) {
   if (rows == 0 || cols == 0) return;
-  const int64_t rows_per_item = std::max<int64_t>(1, kElementsPerItem / cols);
-  const int64_t cols_per_item = std::min(cols, kElementsPerItem);
+  // Columns are cut at multiples of 32, so that parts of a long row start at cache lines where the row does.
+  const int64_t elements = elements_per_item(rows * cols, parallel) / 32 * 32;
+  const int64_t rows_per_item = std::max<int64_t>(1, elements / cols);
+  const int64_t cols_per_item = std::min(cols, elements);
   const int64_t items_per_row = (cols + cols_per_item - 1) / cols_per_item;
   const int64_t num_items = (rows + rows_per_item - 1) / rows_per_item * items_per_row;
   for_each_item(

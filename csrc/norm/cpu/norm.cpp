@@ -12,7 +12,6 @@ namespace {
 
 // Rows whose weight gradients are added one after the other; the boundaries depend on nothing, so neither do the bits.
 constexpr int64_t kRowsPerPartial = 32;
-constexpr int64_t kElementsPerItem = 32 * 1024;
 constexpr int64_t kColumnsPerItem = 512;
 
 const RmsNormKernels& kernels_of(CpuLevel level) {
@@ -45,7 +44,9 @@ void for_each_range(const ParallelFor& parallel, int64_t size, int64_t step, Bod
       [&](int64_t item, int) { body(item * step, std::min(size, (item + 1) * step)); });
 }
 
-int64_t rows_per_item(int64_t cols) { return std::max<int64_t>(1, kElementsPerItem / std::max<int64_t>(1, cols)); }
+int64_t rows_per_item(int64_t rows, int64_t cols, const ParallelFor& parallel) {
+  return std::max<int64_t>(1, elements_per_item(rows * cols, parallel) / std::max<int64_t>(1, cols));
+}
 
 }  // namespace
 
@@ -53,7 +54,7 @@ Status run_rms_norm(const RmsNormParams& params, const ParallelFor& parallel) {
   const RmsNormKernels& kernels = kernels_of(cpu_level().level);
   const std::unique_ptr<float[]> gain = gain_of(kernels, params);
   const bool stream = streams(params.rows * params.cols * size_of(params.dtype));
-  for_each_range(parallel, params.rows, rows_per_item(params.cols),
+  for_each_range(parallel, params.rows, rows_per_item(params.rows, params.cols, parallel),
                  [&](int64_t begin, int64_t end) { kernels.forward_rows(params, gain.get(), begin, end, stream); });
   return Status::success();
 }
@@ -63,9 +64,9 @@ Status run_rms_norm_backward(const RmsNormBackwardParams& params, const Parallel
   const std::unique_ptr<float[]> gain = gain_of(kernels, params);
   const bool stream = streams(params.rows * params.cols * size_of(params.dtype));
   if (params.dweight == nullptr) {
-    for_each_range(parallel, params.rows, rows_per_item(params.cols), [&](int64_t begin, int64_t end) {
-      kernels.backward_rows(params, gain.get(), begin, end, nullptr, stream);
-    });
+    for_each_range(
+        parallel, params.rows, rows_per_item(params.rows, params.cols, parallel),
+        [&](int64_t begin, int64_t end) { kernels.backward_rows(params, gain.get(), begin, end, nullptr, stream); });
     return Status::success();
   }
 

@@ -20,10 +20,7 @@ struct NextRow {
   const T* data;
   FLAGATTN_INLINE NextRow(const StridedRows& view, int64_t row, int64_t row_end)
       : data(row_of<const T>(view, row + 1 < row_end ? row + 1 : row)) {}
-  FLAGATTN_INLINE void prefetch(int64_t j) const {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t ahead = 0; ahead < kPairLanes; ahead += kLine) __builtin_prefetch(data + j + ahead);
-  }
+  FLAGATTN_INLINE void prefetch(int64_t j) const { prefetch_pair(data + j); }
 };
 
 // A pair past the caches may be written only where every row starts at a cache line.
@@ -85,11 +82,9 @@ void forward_rows_as(const RmsNormParams& params, const float* gain, int64_t row
 
 void forward_rows(const RmsNormParams& params, const float* gain, int64_t row_begin, int64_t row_end, bool stream) {
   dispatch(params.dtype, [&]<typename T>(T) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (stream && rows_take_streams(static_cast<const T*>(params.y), params.cols)) {
-        forward_rows_as<T, true>(params, gain, row_begin, row_end);
-        return fence_streams();
-      }
+    if (stream && rows_take_streams(static_cast<const T*>(params.y), params.cols)) {
+      forward_rows_as<T, true>(params, gain, row_begin, row_end);
+      return fence_streams();
     }
     forward_rows_as<T, false>(params, gain, row_begin, row_end);
   });
@@ -145,11 +140,9 @@ void backward_rows(const RmsNormBackwardParams& params, const float* gain, int64
     for (int64_t j = 0; j < padded_columns(params.cols); ++j) dweight_partial[j] = 0.0f;
   }
   dispatch(params.dtype, [&]<typename T>(T) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (stream && rows_take_streams(static_cast<const T*>(params.ds), params.cols)) {
-        backward_rows_as<T, true>(params, gain, row_begin, row_end, dweight_partial);
-        return fence_streams();
-      }
+    if (stream && rows_take_streams(static_cast<const T*>(params.ds), params.cols)) {
+      backward_rows_as<T, true>(params, gain, row_begin, row_end, dweight_partial);
+      return fence_streams();
     }
     backward_rows_as<T, false>(params, gain, row_begin, row_end, dweight_partial);
   });

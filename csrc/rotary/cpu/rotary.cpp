@@ -10,8 +10,6 @@
 namespace flagattn::cpu {
 namespace {
 
-constexpr int64_t kElementsPerItem = 32 * 1024;
-
 const RotaryKernels& kernels_of(CpuLevel level) {
   switch (level) {
 #if defined(FLAGATTN_HAS_AVX512)
@@ -49,7 +47,7 @@ Status run_rotary(const RotaryParams& params, const ParallelFor& parallel) {
   const RotaryKernels& kernels = kernels_of(cpu_level().level);
   const int64_t rows = params.batch * params.seqlen;
   const int64_t row_size = std::max<int64_t>(1, params.heads * params.head_dim);
-  const int64_t rows_per_item = std::max<int64_t>(1, kElementsPerItem / row_size);
+  const int64_t rows_per_item = std::max<int64_t>(1, elements_per_item(rows * row_size, parallel) / row_size);
   for_each_item(
       parallel, (rows + rows_per_item - 1) / rows_per_item,
       [&] { return std::unique_ptr<float[]>(new float[rotary_scratch_size(params)]); },
