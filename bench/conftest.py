@@ -23,6 +23,12 @@ def _same_conditions() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _heap_with_pages(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("benchmark_enable"):
+        machine.touch_heap()
+
+
 @pytest.fixture
 def sized(request: pytest.FixtureRequest) -> Any:
     """The case itself when it is measured, a small one of its kind when it only has to be right."""

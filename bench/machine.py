@@ -12,8 +12,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 # Large results make the C library hand pages back after every call; the page faults of the next call then hide the
-# kernel. Ours and the peers run under the same setting (docs/benchmarks.md).
+# kernel. Ours and the peers run under the same setting (docs/benchmarks.md), and on a heap that has its pages.
 GLIBC_TUNABLES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+HEAP_BYTES = 2 << 30
 
 # (vendor, family) -> (first model, last model, name); a virtual machine often hides the marketing name.
 _MICROARCHITECTURES: dict[tuple[str, int], list[tuple[int, int, str]]] = {
@@ -79,6 +80,20 @@ def last_level_cache_bytes() -> int:
         if match:
             sizes.append(int(match[1]) << (10 if match[2] == "K" else 20))
     return max(sizes)
+
+
+def touch_heap(size: int = HEAP_BYTES) -> None:
+    """Gives the heap `size` bytes of pages that are backed by memory, or a quarter of what is free if that is less.
+
+    Keeping freed memory is not enough. An aligned block needs a little more room than the hole that a block of its size
+    left, because small objects have taken the edges, so the heap goes on growing into new pages for many rounds; on a
+    virtual machine a new page can cost more than the work on it.
+    """
+    import torch
+
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    blocks = [torch.empty(64 << 20, dtype=torch.uint8).zero_() for _ in range(min(size, free // 4) >> 26)]
+    blocks.clear()
 
 
 def commit() -> str:

@@ -130,6 +130,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
+    machine.touch_heap()
     default = machine.ROOT / "bench" / "results" / machine.this_machine() / "studies" / "fused_ops.json"
     path = Path(arguments[0]) if arguments else default
     path.parent.mkdir(parents=True, exist_ok=True)

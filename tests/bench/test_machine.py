@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from bench import machine
@@ -37,3 +41,24 @@ def test_a_description_names_no_host_and_no_user() -> None:
     description = machine.describe()
     assert description["machine"] == machine.this_machine()
     assert not {"node", "user", "hostname"} & set(description)
+
+
+def test_results_land_on_pages_that_are_there() -> None:
+    """What defeats a heap that only keeps its memory: small objects at the edges of the holes."""
+    program = """
+import resource, torch
+from bench import machine
+
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+machine.touch_heap(512 << 20)
+before = faults()
+kept, small = [None] * 3, []
+for turn in range(30):
+    kept[turn % 3] = torch.empty(16 << 20, dtype=torch.uint8).fill_(1)
+    small.append(torch.empty(3))
+print(faults() - before)
+"""
+    environment = os.environ | {"GLIBC_TUNABLES": machine.GLIBC_TUNABLES}
+    command = [sys.executable, "-c", program]
+    faults = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert int(faults.stdout) < 3 * (16 << 20) // os.sysconf("SC_PAGE_SIZE")  # of thirty results

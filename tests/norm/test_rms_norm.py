@@ -63,13 +63,15 @@ def test_many_rows_keep_the_weight_gradient_exact(dtype: torch.dtype) -> None:
     check_against_oracle(flagattn.rms_norm, reference.rms_norm, operands((20_000, 24), dtype))
 
 
-def test_streamed_results(cpu_level: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_streamed_results(cpu_level: str, dtype: torch.dtype) -> None:
     """Outputs of 16 MiB and more take another way to memory; their parts, where they are smaller, the usual one."""
+    rows = 4100 // dtype.itemsize
     for cols in (4096, 4100):  # rows that start at cache lines, and rows that do not
-        x, weight, residual = operands((1025, cols), torch.float32, residual=True).values()
+        x, weight, residual = operands((rows, cols), dtype, residual=True).values()
         y, summed, rstd = torch.ops.flagattn.add_rms_norm(x, residual, weight, 1e-5, 0.0, True)
         ds, _ = torch.ops.flagattn.rms_norm_backward(x, residual, summed, weight, rstd, 0.0, True)
-        for part in torch.arange(1025).split(400):
+        for part in torch.arange(rows).split(400):
             part_y, part_summed = flagattn.rms_norm(x[part], weight, residual=residual[part])
             assert torch.equal(y[part], part_y) and torch.equal(summed[part], part_summed)
             part_ds, _ = torch.ops.flagattn.rms_norm_backward(

@@ -45,6 +45,20 @@ def check(x: Tensor, cos: Tensor, sin: Tensor, **options) -> None:
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_streamed_results(cpu_level: str, dtype: torch.dtype, interleaved: bool) -> None:
+    """Outputs of 16 MiB and more take another way to memory; their parts, where they are smaller, the usual one."""
+    rows = 4120 // dtype.itemsize
+    for head_dim, rotary_dim in ((128, 128), (96, 96), (128, 64)):  # the first alone consists of whole lines
+        x = random(1, rows, 4096 // head_dim + 1, head_dim, dtype=dtype)
+        cos, sin = angles(rows, rotary_dim // 2)
+        y = flagattn.apply_rotary(x, cos, sin, interleaved=interleaved)
+        for part in torch.arange(rows).split(400):
+            expected = flagattn.apply_rotary(x[:, part], cos[part], sin[part], interleaved=interleaved)
+            assert torch.equal(y[:, part], expected)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_oracle(cpu_level: str, shape: tuple[int, ...], dtype: torch.dtype, interleaved: bool) -> None:
     batch, seqlen, heads, head_dim, rotary_dim = shape

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "arch/cpu_level.h"
+#include "arch/streaming.h"
 #include "rotary/cpu/rotary_isa.h"
 
 namespace flagattn::cpu {
@@ -48,6 +49,8 @@ Status run_rotary(const RotaryParams& params, const ParallelFor& parallel) {
   const int64_t rows = params.batch * params.seqlen;
   const int64_t row_size = std::max<int64_t>(1, params.heads * params.head_dim);
   const int64_t rows_per_item = std::max<int64_t>(1, elements_per_item(rows * row_size, parallel) / row_size);
+  const bool in_place = params.x.data == params.y.data;  // its lines are in the cache, having just been read
+  const bool stream = !in_place && streams(rows * row_size * size_of(params.dtype));
   for_each_item(
       parallel, (rows + rows_per_item - 1) / rows_per_item,
       [&] { return std::unique_ptr<float[]>(new float[rotary_scratch_size(params)]); },
@@ -55,8 +58,9 @@ Status run_rotary(const RotaryParams& params, const ParallelFor& parallel) {
         const int64_t end = std::min(rows, (item + 1) * rows_per_item);
         for (int64_t row = item * rows_per_item; row < end; ++row) {
           const int64_t b = row / params.seqlen, s = row % params.seqlen;
-          kernels.rotate_row(params, b, s, params.position_of(b, s), scratch.get());
+          kernels.rotate_row(params, b, s, params.position_of(b, s), scratch.get(), stream);
         }
+        if (stream) kernels.fence();
       });
   return Status::success();
 }

@@ -13,29 +13,29 @@ struct Angles {
 };
 
 // Half-split pairs: one column per angle, in the order of a Pair of T.
-template <typename T>
+template <bool kStream, typename T>
 void rotate_halves(const T* x, T* y, Angles angles, int64_t half_dim) {
   for_each_pair(half_dim, [&](int64_t i, int64_t n, int) {
     const Pair first = load_pair(x + i, n), second = load_pair(x + half_dim + i, n);
     const Pair c = load_columns(angles.cos + i), s = load_columns(angles.sin + i);
-    store_pair(first * c - second * s, y + i, n);
-    store_pair(fma(second, c, first * s), y + half_dim + i, n);
+    put_pair<kStream>(first * c - second * s, y + i, n);
+    put_pair<kStream>(fma(second, c, first * s), y + half_dim + i, n);
   });
 }
 
 // Neighbouring pairs. A Pair that splits even and odd elements holds `first` and `second` of kLanes rotations, whose
 // angles lie in order; else each cosine stands twice and each sine as (-s, s), so that one formula serves both
 // channels.
-template <typename T>
+template <bool kStream, typename T>
 void rotate_neighbours(const T* x, T* y, Angles angles, int64_t half_dim) {
   for_each_pair(2 * half_dim, [&](int64_t i, int64_t n, int) {
     const Pair pair = load_pair(x + i, n);
     if constexpr (kSplitsEvenOdd<T>) {
       const F32 c = F32::load(angles.cos + i / 2), s = F32::load(angles.sin + i / 2);
-      store_pair({pair.first * c - pair.second * s, fma(pair.second, c, pair.first * s)}, y + i, n);
+      put_pair<kStream>({pair.first * c - pair.second * s, fma(pair.second, c, pair.first * s)}, y + i, n);
     } else {
       const Pair swapped = {swap_neighbours(pair.first), swap_neighbours(pair.second)};
-      store_pair(fma(pair, load_columns(angles.cos + i), swapped * load_columns(angles.sin + i)), y + i, n);
+      put_pair<kStream>(fma(pair, load_columns(angles.cos + i), swapped * load_columns(angles.sin + i)), y + i, n);
     }
   });
 }
@@ -79,16 +79,16 @@ Angles place_angles(const RotaryParams& params, int64_t b, int64_t position, flo
   return {placed_cos, placed_sin};
 }
 
-template <typename T>
+template <bool kStream, typename T>
 void rotate_heads(const RotaryParams& params, int64_t b, int64_t s, Angles angles) {
   const T* x = static_cast<const T*>(params.x.data) + b * params.x.batch_stride + s * params.x.row_stride;
   T* y = static_cast<T*>(params.y.data) + b * params.y.batch_stride + s * params.y.row_stride;
   const bool in_place = params.x.data == params.y.data;
   for (int64_t h = 0; h < params.heads; ++h) {
     if (params.interleaved) {
-      rotate_neighbours(x, y, angles, params.half_dim);
+      rotate_neighbours<kStream>(x, y, angles, params.half_dim);
     } else {
-      rotate_halves(x, y, angles, params.half_dim);
+      rotate_halves<kStream>(x, y, angles, params.half_dim);
     }
     if (!in_place) {
       for (int64_t i = 2 * params.half_dim; i < params.head_dim; ++i) y[i] = x[i];
@@ -98,17 +98,27 @@ void rotate_heads(const RotaryParams& params, int64_t b, int64_t s, Angles angle
   }
 }
 
-void rotate_row(const RotaryParams& params, int64_t b, int64_t s, int64_t position, float* scratch) {
+// Both halves of every head start at a cache line, and nothing lies behind them.
+template <typename T>
+bool heads_take_streams(const RotaryParams& params) {
+  const RotaryOperand& y = params.y;
+  const auto whole_lines = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(T)) % 64 == 0; };
+  return streams_to(y.data) && whole_lines(y.batch_stride) && whole_lines(y.row_stride) && whole_lines(y.head_stride) &&
+         whole_lines(params.half_dim) && 2 * params.half_dim == params.head_dim;
+}
+
+void rotate_row(const RotaryParams& params, int64_t b, int64_t s, int64_t position, float* scratch, bool stream) {
   dispatch(params.dtype, [&]<typename T>(T) {
     const Angles angles = dispatch(params.table_dtype, [&]<typename Table>(Table) {
       return place_angles<T, Table>(params, b, position, scratch);
     });
-    rotate_heads<T>(params, b, s, angles);
+    with_flag(stream && heads_take_streams<T>(params),
+              [&](auto streams) { rotate_heads<streams.value, T>(params, b, s, angles); });
   });
 }
 
 }  // namespace
 
-const RotaryKernels rotary_kernels = {rotate_row};
+const RotaryKernels rotary_kernels = {rotate_row, [] { fence_streams(); }};
 
 }  // namespace flagattn::FLAGATTN_ISA

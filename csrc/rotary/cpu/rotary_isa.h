@@ -9,8 +9,10 @@ namespace flagattn {
 constexpr int64_t rotary_scratch_size(const RotaryParams& params) { return 4 * ((params.half_dim + 31) / 32 * 32); }
 
 struct RotaryKernels {
-  // Row (b, s) at `position`, which the caller has checked.
-  void (*rotate_row)(const RotaryParams& params, int64_t b, int64_t s, int64_t position, float* scratch);
+  // Row (b, s) at `position`, which the caller has checked. `stream`: y is better written past the caches
+  // (arch/streaming.h); then `fence` follows the thread's last row.
+  void (*rotate_row)(const RotaryParams& params, int64_t b, int64_t s, int64_t position, float* scratch, bool stream);
+  void (*fence)();
 };
 
 namespace scalar {
