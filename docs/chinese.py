@@ -83,7 +83,7 @@ BAR_WORDS = (
     ("against torch", "与 torch 之比"),
     ("against HF Llama eager", "与 HF Llama（eager）之比"),
     ("against HF Llama compiled", "与 HF Llama（torch.compile）之比"),
-    ("time of a copy", "所用时间与拷贝之比"),
+    ("time of a copy into a kept buffer", "所用时间与拷贝到保留缓冲区之比"),
     ("time of plain", "所用时间与普通注意力之比"),
     ("every case", "所有情形"),
     (", ", "，"),
