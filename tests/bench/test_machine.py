@@ -43,7 +43,7 @@ def test_a_description_names_no_host_and_no_user() -> None:
     assert not {"node", "user", "hostname"} & set(description)
 
 
-def test_results_land_on_pages_that_are_there() -> None:
+def test_most_results_land_on_pages_that_are_there() -> None:
     """What defeats a heap that only keeps its memory: small objects at the edges of the holes."""
     program = """
 import resource, torch
@@ -61,4 +61,6 @@ print(faults() - before)
     environment = os.environ | {"GLIBC_TUNABLES": machine.GLIBC_TUNABLES}
     command = [sys.executable, "-c", program]
     faults = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert int(faults.stdout) < 3 * (16 << 20) // os.sysconf("SC_PAGE_SIZE")  # of thirty results
+    # Of thirty results at most the four that are alive at once meet new pages, now and then; on an untouched heap nearly
+    # all do.
+    assert int(faults.stdout) < 5 * (16 << 20) // os.sysconf("SC_PAGE_SIZE")
