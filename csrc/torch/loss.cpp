@@ -121,9 +121,10 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& dloss, const std::opt
 }
 
 void cross_entropy_backward_inplace(const std::optional<Tensor>& dloss, const std::optional<Tensor>& dlse,
-                                    const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& token_weights,
-                                    const Tensor& lse_parts, int64_t ignore_index, int64_t reduction, double softcap,
-                                    double z_loss, double label_smoothing) {
+                                    const Tensor& logits, const Tensor& targets,
+                                    const std::optional<Tensor>& token_weights, const Tensor& lse_parts,
+                                    int64_t ignore_index, int64_t reduction, double softcap, double z_loss,
+                                    double label_smoothing) {
   constexpr const char* op = "cross_entropy_backward_";
   const Argument x("logits", logits);
   CrossEntropyBackwardParams params = backward_params(op, dloss, dlse, x, targets, token_weights, lse_parts,
