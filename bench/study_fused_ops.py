@@ -95,8 +95,9 @@ def measure(dtype: Any) -> dict[str, Any]:
 
 
 def call_costs() -> dict[str, float]:
-    """Microseconds of a call on tiny tensors, the best of several runs."""
+    """Microseconds of a call on tiny tensors, the best of several runs; attention and torch's beside the fused ops."""
     import torch
+    import torch.nn.functional as F
 
     import flagattn
 
@@ -113,11 +114,19 @@ def call_costs() -> dict[str, float]:
         x, residual = (torch.randn(2, 16).requires_grad_(gradient) for _ in range(2))
         heads = torch.randn(1, 4, 2, 8).requires_grad_(gradient)
         weight, table = torch.ones(16).requires_grad_(gradient), torch.ones(4, 4)
+        packed, cu_seqlens = heads[0], torch.tensor([0, 4], dtype=torch.int32)
         return {
             "rms_norm": cost(lambda: flagattn.rms_norm(x, weight)),
             "rms_norm with residual": cost(lambda: flagattn.rms_norm(x, weight, residual=residual)),
             "swiglu": cost(lambda: flagattn.swiglu(x, residual)),
             "apply_rotary": cost(lambda: flagattn.apply_rotary(heads, table, table)),
+            "flash_attn_func": cost(lambda: flagattn.flash_attn_func(heads, heads, heads, causal=True)),
+            "flash_attn_varlen_func": cost(
+                lambda: flagattn.flash_attn_varlen_func(packed, packed, packed, cu_seqlens, cu_seqlens, 4, 4)
+            ),
+            "piecewise_attn_func": cost(lambda: flagattn.piecewise_attn_func(heads, heads, heads, heads, heads, 2)),
+            "scaled_dot_product_attention": cost(lambda: flagattn.scaled_dot_product_attention(heads, heads, heads)),
+            "torch's scaled_dot_product_attention": cost(lambda: F.scaled_dot_product_attention(heads, heads, heads)),
         }
 
     return {"without gradient": costs(False), "with gradient": costs(True)}  # type: ignore[dict-item]

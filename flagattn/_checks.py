@@ -165,15 +165,17 @@ def check_softcap(softcap: float) -> None:
 def refuse_unsupported(alibi_slopes: object, sinks: object) -> None:
     """Arguments that attention over caches does not implement."""
     if alibi_slopes is not None:
-        raise NotImplementedError("alibi_slopes is given; ALiBi is not implemented here, so it must be None")
+        raise NotImplementedError("alibi_slopes is given; attention over caches takes none, so it must be None")
     if sinks is not None:
-        raise NotImplementedError("sinks is given; attention sinks are not implemented here, so it must be None")
+        raise NotImplementedError("sinks is given; attention over caches takes none, so it must be None")
 
 
 def refuse_block_table(block_table: object) -> None:
-    """An argument of FlashAttention-2's signatures that this version does not implement."""
+    """Pages are read by `flash_attn_with_kvcache` and its piecewise sibling only."""
     if block_table is not None:
-        raise NotImplementedError("block_table is given; paged keys and values are not implemented, so it must be None")
+        raise NotImplementedError(
+            "block_table is given; only the *_with_kvcache functions read pages, so it must be None"
+        )
 
 
 def under_autocast(*operands: Tensor) -> tuple[Tensor, ...]:

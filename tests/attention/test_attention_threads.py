@@ -1,9 +1,8 @@
-"""Same inputs, same bits: for any thread count, from any thread, after a fork, run after run; and a call's cost."""
+"""Same inputs, same bits: for any thread count, from any thread, after a fork, run after run."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,33 +69,3 @@ def test_a_forked_child_computes_the_same() -> None:
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_print_what_a_call_costs(capsys: pytest.CaptureFixture) -> None:
-    """At most 30 µs without and 60 µs with gradient on the development machine; printed, since machines differ."""
-
-    def cost(call: Callable) -> float:
-        best = float("inf")
-        for _ in range(30):
-            start = time.perf_counter()
-            for _ in range(50):
-                call()
-            best = min(best, (time.perf_counter() - start) / 50)
-        return best * 1e6
-
-    q = torch.randn(1, 4, 2, 8)
-    leaf = q.clone().requires_grad_()
-    packed, cu = q[0], torch.tensor([0, 4], dtype=torch.int32)
-    calls = {
-        "flash_attn_func": lambda: flagattn.flash_attn_func(q, q, q, causal=True),
-        "flash_attn_func with gradient": lambda: flagattn.flash_attn_func(leaf, leaf, leaf, causal=True),
-        "flash_attn_varlen_func": lambda: flagattn.flash_attn_varlen_func(packed, packed, packed, cu, cu, 4, 4),
-        "scaled_dot_product_attention": lambda: flagattn.scaled_dot_product_attention(q, q, q),
-        "torch's": lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q),
-        "piecewise_attn_func": lambda: flagattn.piecewise_attn_func(q, q, q, q, q, 2),
-        "piecewise_attn_func with gradient": lambda: flagattn.piecewise_attn_func(leaf, leaf, leaf, leaf, leaf, 2),
-    }
-    with capsys.disabled():
-        print()
-        for name, call in calls.items():
-            print(f"  {name:<36}{cost(call):6.1f} µs")

@@ -223,3 +223,17 @@ def test_vllm_reads_packed_and_paged_keys_and_writes_into_out() -> None:
     assert vllm.is_fa_version_supported(2) and vllm.fa_version_unsupported_reason(4)
     metadata = vllm.get_scheduler_metadata(2, 4, 7, 4, 2, 16, used)
     assert metadata.dtype == torch.int32
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_total_attention_sums_the_probabilities_by_key(causal: bool) -> None:
+    q, k, v = randn(2, 4, 70, 16), randn(2, 2, 90, 16, seed=1), randn(2, 2, 90, 16, seed=2)
+    out, lse, total, seed, offset = flag_attn.flash_attention(
+        q, k, v, causal, return_log_normalizer=True, return_total_attention=True
+    )
+    scores = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) / 4
+    if causal:
+        scores = scores.masked_fill(~reference.keep_mask(70, 90, causal=True), -math.inf)
+    torch.testing.assert_close(total, scores.softmax(-1).sum(-2).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse, scores.logsumexp(-1).float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(out, flag_attn.flash_attention(q, k, v, causal)) and seed is None and offset is None

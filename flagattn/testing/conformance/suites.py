@@ -115,7 +115,6 @@ FLAG_ATTENTION = Suite(
             "recomputes the dropout mask with a Triton random generator",
             ("test_recompute_mask", "test_attention_fwd_dropout", "test_attention_bwd_dropout"),
         ),
-        Deselection("the sums of attention by key are not implemented yet", ("test_attention_with_aux_outs",)),
     ),
 )
 
