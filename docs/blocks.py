@@ -12,6 +12,7 @@ import flagattn
 from aquila2.cli import config_table
 from aquila2.training.options import DataOptions, Options, SourceOptions, dump_options
 from bench import report, results
+from docs import features as feature_probes
 from docs import support as probes
 from docs.chinese import BAR_WORDS, ENVIRONMENT_ZH, phrase
 from flagattn.environment import ENVIRONMENT
@@ -155,6 +156,14 @@ def support(language: str, up: str) -> str:
         flags = [yes if flag else no for flag in (row.cpu_forward, row.cpu_backward)]
         gpu = [phrase(cell, language) if cell == "no" else cell for cell in (row.cuda_forward, row.cuda_backward)]
         lines.append([f"`{row.op}`", row.dtypes, row.head_dims, *flags, *gpu])
+    return report.markdown(header, lines)
+
+
+def features(language: str, up: str) -> str:
+    """Which attention function takes which feature on the CPU, with or without gradient."""
+    header = [phrase(word, language) for word in ("op", *feature_probes.FEATURES)]
+    cells = {"no": "", "forward": phrase("yes", language), "gradient": phrase("yes", language) + " ∇"}
+    lines = [[f"`{name}`", *(cells[outcome] for outcome in row)] for name, row in feature_probes.matrix()]
     return report.markdown(header, lines)
 
 

@@ -29,6 +29,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "environment": blocks.environment,
     "errors": blocks.errors,
     "essays": blocks.essays,
+    "features": blocks.features,
     "masks": blocks.masks,
     "options": blocks.options,
     "results": blocks.results_tables,
