@@ -26,7 +26,8 @@ def _paged(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _dense(**features: Any) -> Any:
-    return flagattn.flash_attn_func(*_operands(2, 1, 1), **features)
+    q, k, v = _operands(2, 1, 1)
+    return flagattn.flash_attn_func(q, k, v, **features)
 
 
 def _packed(**features: Any) -> Any:
