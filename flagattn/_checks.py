@@ -162,14 +162,6 @@ def check_softcap(softcap: float) -> None:
         raise ValueError(f"softcap is {softcap}; it must be finite and >= 0, where 0 switches it off")
 
 
-def refuse_unsupported(alibi_slopes: object, sinks: object) -> None:
-    """Arguments that attention over caches does not implement."""
-    if alibi_slopes is not None:
-        raise NotImplementedError("alibi_slopes is given; attention over caches takes none, so it must be None")
-    if sinks is not None:
-        raise NotImplementedError("sinks is given; attention over caches takes none, so it must be None")
-
-
 def refuse_block_table(block_table: object) -> None:
     """Pages are read by `flash_attn_with_kvcache` and its piecewise sibling only."""
     if block_table is not None:

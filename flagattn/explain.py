@@ -148,7 +148,7 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     joined = _what_joins_the_scores(arguments)
     if joined:
         explanation.details["scores"] = "; ".join(joined)
-    terms = [term for term in ("attn_mask", "alibi_slopes", "dropout_p") if _is_given(arguments.get(term))]
+    terms = [term for term in ("attn_mask", "dropout_p") if _is_given(arguments.get(term))]
     if plan["decodes"] == "1" and not terms:
         explanation.details["forward"] = (
             f"the decode kernel, {plan['decode_items']} work items of a key/value head's chunk of {plan['key_chunk']} "

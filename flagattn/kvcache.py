@@ -34,10 +34,10 @@ from flagattn._checks import (
     check_same_as,
     check_softcap,
     prepared,
-    refuse_unsupported,
     scale_or_default,
     window_bounds,
 )
+from flagattn._score_options import checked_sinks, score_options
 
 _load.load()
 _ops: Any = torch.ops.flagattn
@@ -93,28 +93,28 @@ def flash_attn_with_kvcache(
         window_size: (left, right), inclusive around i + seqlen_k - seqlen_q; -1 is unbounded.
         softcap: bounds the scores softly to (-softcap, softcap); 0 switches it off.
         rotary_interleaved: pairs are channels (2i, 2i + 1); else (i, i + rotary_dim / 2).
-        alibi_slopes: must be None.
+        alibi_slopes: (heads_q,) or (batch, heads_q), floating: every score loses slope * |i + seqlen_k - seqlen_q - j|.
         num_splits: accepted, >= 0; the work is cut at fixed keys, and the result does not depend on the cut.
         return_softmax_lse, return_lse: return (out, lse).
-        sinks: must be None.
+        sinks: (heads_q,), floating: one more key per head, of this score and of value 0, that every row sees.
 
     Returns:
         out (batch, seqlen_q, heads_q, head_dim_v) in q's dtype, and where asked for lse (batch, heads_q, seqlen_q) in
-        float32, natural log. Rows that see no key, those of an empty sequence among them, give 0 and -inf.
+        float32, natural log, sinks included. Rows that see no key, those of an empty sequence among them, give 0 and
+        -inf, or their sink.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
         RuntimeError: on the CPU, and before anything is written: lengths, paddings, indices or pages outside the cache,
             positions outside the rotary tables, or new rows for a batch row or page that is used twice. An operand that
             requires gradient.
-        NotImplementedError: alibi_slopes or sinks is asked for, or the operands are not on the CPU.
+        NotImplementedError: the operands are not on the CPU.
 
     Not differentiable: caches change in place. Under autocast q, k and v are cast to the cache's dtype.
 
     Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023.
     """
-    refuse_unsupported(alibi_slopes, sinks)
-    refuse_gradients("flash_attn_with_kvcache", q, k_cache, v_cache, k, v)
+    refuse_gradients("flash_attn_with_kvcache", q, k_cache, v_cache, k, v, sinks)
     q, k, v = _in_dtype_of(k_cache, q, k, v)
     head_dim, head_dim_v = check_cached_operands(q, k_cache, v_cache, block_table is not None, _NAMES)
     seqlens = check_cache_indices(q, k_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
@@ -126,7 +126,8 @@ def flash_attn_with_kvcache(
     check_softcap(softcap)
     left, right = window_bounds(window_size, causal)
     scale = scale_or_default(softmax_scale, head_dim)
-    numbers = (seqlens, cache_batch_idx, cache_leftpad, block_table, scale, left, right, softcap)
+    _, _, slopes, sinks, *_ = score_options(q, q.shape[0], alibi_slopes=alibi_slopes, sinks=sinks)
+    numbers = (seqlens, cache_batch_idx, cache_leftpad, block_table, scale, left, right, softcap, slopes, sinks)
     if k is None or v is None:
         out, lse = _call(_ops.attention_kvcache.default, (q,), (k_cache, v_cache), (), numbers)
     else:
@@ -178,8 +179,7 @@ def piecewise_attn_with_kvcache(
 
     Source: FlagAttention (FlagOpen, 2023), whose operator this is.
     """
-    refuse_unsupported(None, sinks)
-    refuse_gradients("piecewise_attn_with_kvcache", q1, q2, k1_cache, k2_cache, v_cache, k1, k2, v)
+    refuse_gradients("piecewise_attn_with_kvcache", q1, q2, k1_cache, k2_cache, v_cache, k1, k2, v, sinks)
     q1, q2, k1, k2, v = _in_dtype_of(k1_cache, q1, q2, k1, k2, v)
     head_dim, head_dim_v = check_cached_operands(q1, k1_cache, v_cache, block_table is not None, _PIECEWISE_NAMES)
     check_same_as(q2, "q2", q1, "q1")
@@ -194,7 +194,9 @@ def piecewise_attn_with_kvcache(
     check_softcap(softcap)
     left, right = window_bounds(window_size, causal)
     scale = scale_or_default(softmax_scale, head_dim)
-    numbers = (seqlens, cache_batch_idx, cache_leftpad, block_table, dist_threshold, scale, left, right, softcap)
+    if sinks is not None:
+        sinks = checked_sinks(sinks, q1)
+    numbers = (seqlens, cache_batch_idx, cache_leftpad, block_table, dist_threshold, scale, left, right, softcap, sinks)
     caches = (k1_cache, k2_cache, v_cache)
     if k1 is None and k2 is None and v is None:
         out, lse = _call(_ops.piecewise_kvcache.default, (q1, q2), caches, (), numbers)

@@ -13,8 +13,8 @@ inline constexpr int64_t kMostDecodeColumns = 16;
 
 // `panel`: as in cpu_forward_config. No result depends on the choice.
 constexpr bool decodes(const AttentionParams& params, int64_t panel) {
-  const bool plain_scores = params.keep.data == nullptr && params.bias.data == nullptr &&
-                            params.alibi.slopes == nullptr && params.dropout.rng_state == nullptr;
+  const bool plain_scores =
+      params.keep.data == nullptr && params.bias.data == nullptr && params.dropout.rng_state == nullptr;
   const int64_t columns = params.seqlen_q * (params.heads_q / params.heads_k);
   return plain_scores && columns <= panel && columns <= kMostDecodeColumns;
 }

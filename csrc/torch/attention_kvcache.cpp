@@ -70,12 +70,11 @@ Tensor rotated(const RotaryArgs& args, const std::vector<int64_t>& positions) {
   return y;
 }
 
-std::tuple<Tensor, Tensor> attention_kvcache(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
-                                             const std::optional<Tensor>& cache_seqlens,
-                                             const std::optional<Tensor>& cache_batch_idx,
-                                             const std::optional<Tensor>& cache_leftpad,
-                                             const std::optional<Tensor>& block_table, double softmax_scale,
-                                             int64_t window_left, int64_t window_right, double softcap) {
+std::tuple<Tensor, Tensor> attention_kvcache(
+    const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const std::optional<Tensor>& cache_seqlens,
+    const std::optional<Tensor>& cache_batch_idx, const std::optional<Tensor>& cache_leftpad,
+    const std::optional<Tensor>& block_table, double softmax_scale, int64_t window_left, int64_t window_right,
+    double softcap, const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks) {
   const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
   return attend_cache({"attention_kvcache",
                        q,
@@ -92,7 +91,7 @@ std::tuple<Tensor, Tensor> attention_kvcache(const Tensor& q, const Tensor& k_ca
                        window_left,
                        window_right,
                        softcap,
-                       {},
+                       {.alibi_slopes = pointer_to(alibi_slopes), .sinks = pointer_to(sinks)},
                        &cache});
 }
 
@@ -101,7 +100,8 @@ std::tuple<Tensor, Tensor> attention_kvcache_append(
     const std::optional<Tensor>& rotary_cos, const std::optional<Tensor>& rotary_sin, bool rotary_interleaved,
     const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,
     const std::optional<Tensor>& cache_leftpad, const std::optional<Tensor>& block_table, double softmax_scale,
-    int64_t window_left, int64_t window_right, double softcap) {
+    int64_t window_left, int64_t window_right, double softcap, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& sinks) {
   constexpr const char* op = "attention_kvcache_append";
   const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
   const AttentionArgs args{op,
@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor> attention_kvcache_append(
                            window_left,
                            window_right,
                            softcap,
-                           {},
+                           {.alibi_slopes = pointer_to(alibi_slopes), .sinks = pointer_to(sinks)},
                            &cache};
   AttentionParams params = checked_params(args);
   check(cache_seqlens.has_value(), op, "k is given, but cache_seqlens is not; it says where the new rows go.");
@@ -148,11 +148,14 @@ std::tuple<Tensor, Tensor> attention_kvcache_append(
   return attend(args, params);
 }
 
-std::tuple<Tensor, Tensor> piecewise_kvcache(
-    const Tensor& q1, const Tensor& k1_cache, const Tensor& q2, const Tensor& k2_cache, const Tensor& v_cache,
-    const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,
-    const std::optional<Tensor>& cache_leftpad, const std::optional<Tensor>& block_table, int64_t dist_threshold,
-    double softmax_scale, int64_t window_left, int64_t window_right, double softcap) {
+std::tuple<Tensor, Tensor> piecewise_kvcache(const Tensor& q1, const Tensor& k1_cache, const Tensor& q2,
+                                             const Tensor& k2_cache, const Tensor& v_cache,
+                                             const std::optional<Tensor>& cache_seqlens,
+                                             const std::optional<Tensor>& cache_batch_idx,
+                                             const std::optional<Tensor>& cache_leftpad,
+                                             const std::optional<Tensor>& block_table, int64_t dist_threshold,
+                                             double softmax_scale, int64_t window_left, int64_t window_right,
+                                             double softcap, const std::optional<Tensor>& sinks) {
   const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
   return attend_cache({"piecewise_kvcache",
                        q1,
@@ -169,7 +172,7 @@ std::tuple<Tensor, Tensor> piecewise_kvcache(
                        window_left,
                        window_right,
                        softcap,
-                       {},
+                       {.sinks = pointer_to(sinks)},
                        &cache});
 }
 
@@ -178,12 +181,13 @@ std::tuple<Tensor, Tensor> piecewise_kvcache_append(
     const Tensor& k1, const Tensor& k2, const Tensor& v, const std::optional<Tensor>& cache_seqlens,
     const std::optional<Tensor>& cache_batch_idx, const std::optional<Tensor>& cache_leftpad,
     const std::optional<Tensor>& block_table, int64_t dist_threshold, double softmax_scale, int64_t window_left,
-    int64_t window_right, double softcap) {
+    int64_t window_right, double softcap, const std::optional<Tensor>& sinks) {
   constexpr const char* op = "piecewise_kvcache_append";
   const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-  const AttentionArgs args{op,           q1, k1_cache, v_cache,        &q2,           &k2_cache,   std::nullopt,
-                           std::nullopt, 0,  0,        dist_threshold, softmax_scale, window_left, window_right,
-                           softcap,      {}, &cache};
+  const AttentionArgs args{
+      op,    q1, k1_cache,       v_cache,       &q2,         &k2_cache,    std::nullopt, std::nullopt,
+      0,     0,  dist_threshold, softmax_scale, window_left, window_right, softcap,      {.sinks = pointer_to(sinks)},
+      &cache};
   AttentionParams params = checked_params(args);
   check(cache_seqlens.has_value(), op, "k1 is given, but cache_seqlens is not; it says where the new rows go.");
   check(k1.dim() == 4, op, "k1 has shape ", text_of(k1.sizes()),

@@ -38,6 +38,7 @@ def attention_with_kvcache(
     leftpad: Tensor | None = None,
     batch_idx: Tensor | None = None,
     block_table: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     **options: Any,
 ) -> Outputs:
     """`attention` of q over (k_cache, v_cache), or with q2 `piecewise_attention` over (k1_cache, k2_cache, v_cache)."""
@@ -49,7 +50,8 @@ def attention_with_kvcache(
             for cache in caches
         ]
         if q2 is None:
-            out, lse = attention(q[b : b + 1], *rows, **options)
+            slopes = alibi_slopes if alibi_slopes is None or alibi_slopes.dim() == 1 else alibi_slopes[b : b + 1]
+            out, lse = attention(q[b : b + 1], *rows, alibi_slopes=slopes, **options)
         else:
             k1, k2, v = rows
             out, lse = piecewise_attention(q[b : b + 1], k1, q2[b : b + 1], k2, v, dist_threshold, **options)

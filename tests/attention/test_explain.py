@@ -50,7 +50,9 @@ def test_decoding() -> None:
     many = flagattn.explain("flash_attn_with_kvcache", torch.randn(2, 90, 8, 16), cache, cache)
     assert "query rows" in many.others["decode kernel"]
     biased = flagattn.explain("flash_attn_func", q, cache, cache, alibi_slopes=torch.ones(8))
-    assert biased.others["decode kernel"] == "it takes no alibi_slopes"
+    assert "the decode kernel" in biased.details["forward"] and "ALiBi" in biased.details["scores"]
+    dropped = flagattn.explain("flash_attn_func", q, cache, cache, 0.5)
+    assert dropped.others["decode kernel"] == "it takes no dropout_p"
 
 
 def test_fused_ops() -> None:

@@ -37,6 +37,8 @@ class Decode:
     leftpads: tuple[int, ...] | None = None
     permuted: bool = False
     dist_threshold: int | None = None
+    alibi: str = ""  # "h" or "bh"
+    sinks: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -78,6 +80,14 @@ CASES = (
     Decode("leftpad", (300, 33, 0), leftpads=(5, 131, 2)),
     Decode("leftpad_pages", (1100, 33), leftpads=(13, 100), page_size=24, head_dim=32),
     Decode("rows_permuted", (30, 140, 7), permuted=True, leftpads=(0, 3, 1)),
+    Decode("alibi", (300, 1, 0, 129), alibi="h"),
+    Decode("alibi_sequences", (1500, 40), alibi="bh", heads_q=6, heads_k=2, head_dim=32),
+    Decode("alibi_tokens_pages", (1300, 2), seqlen_q=4, alibi="bh", page_size=24, leftpads=(7, 0), head_dim=32),
+    Decode("alibi_full_softcap", (140, 20), seqlen_q=3, causal=False, alibi="h", softcap=4.0),
+    Decode("alibi_many_tokens", (300, 150), seqlen_q=50, alibi="bh", window_size=(140, 0)),
+    Decode("sinks", (300, 1, 0, 1100), sinks=True, head_dim=32),
+    Decode("sinks_alibi_tokens", (200, 9), seqlen_q=3, sinks=True, alibi="bh", heads_q=6),
+    Decode("piecewise_sinks", (300, 50), seqlen_q=2, dist_threshold=40, sinks=True, page_size=20),
     Decode("piecewise", (300, 1, 0, 140), dist_threshold=64),
     Decode("piecewise_tokens", (1300, 90), seqlen_q=4, dist_threshold=130, head_dim=32, heads_q=6),
     Decode("piecewise_all_far", (140,), dist_threshold=-3),
@@ -92,10 +102,11 @@ class Problem:
     queries: tuple[Tensor, ...]
     rows: tuple[list[Tensor], ...]  # keys (and far keys), values of every sequence
     cache: Any
+    joined: dict[str, Tensor]  # alibi_slopes, sinks
 
     def run(self, queries: tuple[Tensor, ...] | None = None, **more: Any) -> tuple[Tensor, Tensor]:
         case, queries = self.case, queries or self.queries
-        given = {**self.cache.arguments, **case.options, "return_lse": True, **more}
+        given = {**self.cache.arguments, **case.options, **self.joined, "return_lse": True, **more}
         function: Any = flagattn.flash_attn_with_kvcache
         threshold: tuple[int, ...] = ()
         if case.dist_threshold is not None:
@@ -117,7 +128,13 @@ def make(case: Decode, dtype: torch.dtype, seed: int = 0, room: int = 0) -> Prob
     cache = make_cache(
         rows, leftpads=case.leftpads, page_size=case.page_size, permuted=case.permuted, room=room, seed=seed
     )
-    return Problem(case, queries, rows, cache)
+    joined = {}
+    if case.alibi:
+        shape = (case.heads_q,) if case.alibi == "h" else (len(case.lengths), case.heads_q)
+        joined["alibi_slopes"] = torch.randn(shape, generator=generator).abs().mul(0.1)
+    if case.sinks:
+        joined["sinks"] = torch.randn(case.heads_q, generator=generator)
+    return Problem(case, queries, rows, cache, joined)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -138,6 +155,7 @@ def test_against_the_reference(case: Decode, dtype: torch.dtype) -> None:
             batch_idx=cache.batch_idx,
             block_table=cache.block_table,
             **case.options,
+            **problem.joined,
         )
 
     plain, ref64 = by_reference(dtype), by_reference(torch.float64)
@@ -156,11 +174,14 @@ def prefill(problem: Problem, index: int) -> tuple[Tensor, Tensor]:
         before = torch.randn(max(17, length - case.seqlen_q), case.heads_q, case.head_dim).to(query.dtype)
         queries.append(torch.cat([before, query[index]])[None])
     rows = [operand[index][None] for operand in problem.rows]
+    options = {**case.options, **problem.joined, "return_lse": True}
+    if case.alibi == "bh":
+        options["alibi_slopes"] = options["alibi_slopes"][index : index + 1]
     if case.dist_threshold is None:
-        out, lse = flagattn.flash_attn_func(queries[0], *rows, **case.options, return_lse=True)
+        out, lse = flagattn.flash_attn_func(queries[0], *rows, **options)
     else:
         out, lse = flagattn.piecewise_attn_func(
-            queries[0], rows[0], queries[1], rows[1], rows[2], case.dist_threshold, **case.options, return_lse=True
+            queries[0], rows[0], queries[1], rows[1], rows[2], case.dist_threshold, **options
         )
     return out[:, -case.seqlen_q :], lse[:, :, -case.seqlen_q :]
 
@@ -178,7 +199,8 @@ def test_a_decoded_row_has_the_bits_of_a_prefill(case: Decode, dtype: torch.dtyp
 
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
 @pytest.mark.parametrize(
-    "name", ["three_chunks_mha", "gqa_8", "gqa_5_dims_differ", "three_tokens_mqa", "piecewise_pages"]
+    "name",
+    ["three_chunks_mha", "gqa_8", "gqa_5_dims_differ", "three_tokens_mqa", "piecewise_pages", "alibi_tokens_pages"],
 )
 def test_the_same_at_every_level(name: str, level: str) -> None:
     if level not in available_cpu_levels():
@@ -191,7 +213,15 @@ def test_the_same_at_every_level(name: str, level: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "name",
-    ["three_chunks_mha", "five_tokens", "window_left_tokens", "pages_of_7_tokens", "leftpad_pages", "piecewise_tokens"],
+    [
+        "three_chunks_mha",
+        "five_tokens",
+        "window_left_tokens",
+        "pages_of_7_tokens",
+        "leftpad_pages",
+        "piecewise_tokens",
+        "alibi_sequences",
+    ],
 )
 def test_bits_do_not_depend_on_threads_splits_or_batch(name: str, dtype: torch.dtype, set_threads: Callable) -> None:
     case = next(case for case in CASES if case.name == name)
@@ -204,6 +234,8 @@ def test_bits_do_not_depend_on_threads_splits_or_batch(name: str, dtype: torch.d
     for index in range(len(case.lengths)):
         alone = slice(index, index + 1)
         arguments = {key: value if value is None else value[alone] for key, value in problem.cache.arguments.items()}
+        if case.alibi == "bh":
+            arguments["alibi_slopes"] = problem.joined["alibi_slopes"][alone]
         if problem.cache.block_table is None and problem.cache.batch_idx is None:
             arguments["cache_batch_idx"] = torch.tensor([index], dtype=torch.int32)
         results = problem.run(tuple(query[alone] for query in problem.queries), **arguments)
@@ -232,7 +264,9 @@ def test_operands_of_any_layout() -> None:
         assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"sinks": True}, {"softcap": 4.0}, {"window_size": (1100, 0)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"sinks": True}, {"alibi_slopes": True}, {"softcap": 4.0}, {"window_size": (1100, 0)}], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_few_rows_without_a_cache(dtype: torch.dtype, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -240,6 +274,8 @@ def test_few_rows_without_a_cache(dtype: torch.dtype, options: dict[str, Any]) -
     more = dict(options, causal=True, return_lse=True)
     if "sinks" in more:
         more["sinks"] = torch.randn(6)
+    if "alibi_slopes" in more:
+        more["alibi_slopes"] = torch.rand(2, 6)
     out, lse = flagattn.flash_attn_func(q, k, v, **more)
     few, few_lse = flagattn.flash_attn_func(q[:, -2:], k, v, **more)
     assert torch.equal(few, out[:, -2:]) and torch.equal(few_lse, lse[:, :, -2:])

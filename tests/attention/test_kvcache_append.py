@@ -155,12 +155,14 @@ def test_opcheck() -> None:
     cos, sin = torch.randn(2, 200, 10)
     index = (cache.seqlens, None, cache.leftpad, cache.block_table)
     numbers = (0.1, -1, 0, 0.0)
+    slopes, sinks = torch.rand(2, HEADS_Q)
     ops = torch.ops.flagattn
     for op, arguments in (
         (ops.attention_kvcache, (q, k1_cache, v_cache, *index, *numbers)),
-        (ops.attention_kvcache_append, (q, k1_cache, v_cache, k, v, cos, sin, True, *index, *numbers)),
-        (ops.piecewise_kvcache, (q, k1_cache, q, k2_cache, v_cache, *index, 9, *numbers)),
-        (ops.piecewise_kvcache_append, (q, k1_cache, q, k2_cache, v_cache, k, k, v, *index, 9, *numbers)),
+        (ops.attention_kvcache, (q, k1_cache, v_cache, *index, *numbers, slopes, sinks)),
+        (ops.attention_kvcache_append, (q, k1_cache, v_cache, k, v, cos, sin, True, *index, *numbers, slopes, sinks)),
+        (ops.piecewise_kvcache, (q, k1_cache, q, k2_cache, v_cache, *index, 9, *numbers, sinks)),
+        (ops.piecewise_kvcache_append, (q, k1_cache, q, k2_cache, v_cache, k, k, v, *index, 9, *numbers, sinks)),
     ):
         torch.library.opcheck(op.default, arguments)
 

@@ -9,6 +9,7 @@
 #include "attention/cpu/decode_scratch.h"
 #include "attention/cpu/decode_values.h"
 #include "attention/cpu/score_factors.h"
+#include "attention/cpu/score_terms.h"
 #include "attention/cpu/softmax.h"
 #include "attention/decode_schedule.h"
 #include "attention/mask.h"
@@ -27,7 +28,7 @@ class DecodeWorker {
         sizes_(sizes),
         shared_(shared),
         scratch_(scratch),
-        factors_(score_factors(params, /*additive_terms=*/false)),
+        factors_(score_factors(params, /*additive_terms=*/params.alibi.slopes != nullptr)),
         group_(static_cast<int>(params.heads_q / params.heads_k)) {}
 
   // `next` follows on this worker: its first keys are fetched meanwhile. Negative: none is known.
@@ -277,7 +278,28 @@ class DecodeWorker {
         }
       }
     }
+    if (params_.alibi.slopes != nullptr) add_alibi(first, begin, end);
     hide(first, tile, begin, end);
+  }
+
+  // The terms of score_terms.h, and joined as there.
+  void add_alibi(int64_t first, int64_t begin, int64_t end) {
+    const float* slopes = params_.alibi.slopes + item_.sequence * params_.alibi.batch_stride + item_.head_k * group_;
+    const int64_t aligned = sequence_.seqlen_k - sequence_.seqlen_q - first;
+    alignas(64) float slope[F32::kLanes], row[F32::kLanes], number[F32::kLanes];
+    for (int b = 0; b < blocks_; ++b) {
+      for (int lane = 0; lane < F32::kLanes; ++lane) {
+        const int column = 4 * b + lane % 4;
+        slope[lane] = column < columns_ ? -slopes[column % group_] : 0.0f;
+        row[lane] = static_cast<float>(aligned + column / group_);
+      }
+      for (int64_t key = begin; key < end; key += kFourKeys) {
+        for (int lane = 0; lane < F32::kLanes; ++lane) number[lane] = static_cast<float>(key + lane / 4);
+        float* at = scratch_.scores + b * kBlockScores + key * 4;
+        const F32 term = fma(F32::load(slope), abs(F32::load(row) - F32::load(number)), F32::zero());
+        with_term<true>(F32::load(at), F32::set1(factors_.unit), term).store(at);
+      }
+    }
   }
 
   // Keys of [begin, end) that a column does not see.

@@ -63,7 +63,6 @@ FLASH_ATTENTION = Suite(
             ("test_flash_attn_varlen_paged_kv_num_splits",),
         ),
         Deselection("counts the compilations of a Triton kernel", ("test_compilation_count",)),
-        Deselection("ALiBi over caches is not implemented", ("test_flash_attn_kvcache",), {"alibi": (True,)}),
         Deselection(
             "demands that the error for a cache longer than its pages name block_table; ours names cache_seqlens",
             ("test_flash_attn_kvcache_paged_block_table_bounds",),
