@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import math
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import flagattn
-from flagattn.testing.conformance.plugin import ConformancePlugin
+from flagattn.testing.conformance.plugin import ConformancePlugin, git
 from flagattn.testing.conformance.suites import SUITES
 
 
@@ -45,10 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"{options.src} is no checkout of {suite.repository}: {missing[0]} is missing", file=sys.stderr)
         return 2
-    try:
-        import einops  # noqa: F401
-    except ImportError:
-        print("the suites' tests import einops, which is not installed: pip install einops", file=sys.stderr)
+    absent = [name for name in suite.imports if importlib.util.find_spec(name) is None]
+    if absent:
+        print(f"the suite's tests import {absent[0]}, which is not installed: pip install {absent[0]}", file=sys.stderr)
         return 2
     output = options.output or Path(f"{suite.name}.json")
     # One line per case, as they end: a run that was stopped goes on where it stood.
@@ -86,8 +85,9 @@ def summary(plugin: ConformancePlugin, suite: Any, source: Path, options: argpar
     return {
         "suite": suite.name,
         "repository": suite.repository,
-        "commit": _git(source, "rev-parse", "HEAD"),
-        "committed": _git(source, "log", "-1", "--format=%cs"),
+        "commit": git(source, "rev-parse", "HEAD"),
+        "committed": git(source, "log", "-1", "--format=%cs"),
+        "ours": dict(Counter(line.get("ours", "unknown") for line in lines)),
         "run": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "cpu_level": flagattn.cpu_level(),
@@ -102,11 +102,6 @@ def summary(plugin: ConformancePlugin, suite: Any, source: Path, options: argpar
         "tests": {test: dict(counts) for test, counts in sorted(tests.items())},
         "seconds": round(sum(line["seconds"] for line in lines)),
     }
-
-
-def _git(source: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
 import random
+import subprocess
 import sys
 import time
 import types
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+import flagattn
 from flagattn import compat
 from flagattn.testing.conformance.device import CudaMeansCpu, answer_for_cuda
 from flagattn.testing.conformance.suites import Suite, size_of
@@ -30,6 +33,7 @@ class ConformancePlugin:
         self.suite, self.source = suite, source
         self.cases, self.seed, self.largest, self.record = cases, seed, largest, record
         self.seconds, self.stop_at = math.inf, math.inf
+        self.ours = our_version()
         self.collected = self.larger = self.eligible = 0
         self.reasons: Counter[str] = Counter()
         self.emptied: set[str] = set()
@@ -40,10 +44,13 @@ class ConformancePlugin:
         """Before the test files are imported."""
         os.environ.update(self.suite.environment)
         answer_for_cuda(self.suite.capability)
-        compat.install(*self.suite.installs)
+        if self.suite.installs:
+            compat.install(*self.suite.installs)
         sys.path[:0] = [str(self.source / path) for path in self.suite.paths]
         for name in self.suite.stand_ins:
             sys.modules.setdefault(name, types.ModuleType(name))
+        if self.suite.prepare is not None:
+            self.suite.prepare()
         if self.suite.references:
             self._load_references()
 
@@ -148,12 +155,30 @@ class ConformancePlugin:
         if report.when != "call" and report.outcome == "passed":
             return
         line: dict[str, Any] = {"case": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2)}
+        line["ours"] = self.ours
         if report.outcome == "failed":
             line["error"] = str(report.longrepr)[-2000:]
         elif report.outcome == "skipped" and isinstance(report.longrepr, tuple):
             line["reason"] = report.longrepr[2].removeprefix("Skipped: ")
         with self.record.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says in a folder; "unknown" where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def our_version() -> str:
+    """The commit of the checkout that flagattn is imported from, or of an installed one its version."""
+    root = Path(flagattn.__file__).parents[1]
+    if not (root / ".git").exists():
+        return importlib.metadata.version("flagattn")
+    return git(root, "describe", "--always", "--abbrev=10", "--dirty", "--exclude=*")
 
 
 def drawn(items: list[Any], count: int, seed: str) -> list[Any]:

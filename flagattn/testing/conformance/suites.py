@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from flagattn.testing.conformance import liger
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,15 @@ class Suite:
     capability: tuple[int, int] = (8, 0)  # what the tests are told the device can do
     stand_ins: tuple[str, ...] = ()  # modules that are imported and not used; empty ones take their place
     references: Mapping[str, str] = field(default_factory=dict)  # module -> file of the checkout it is loaded from
+    imports: tuple[str, ...] = ("einops",)  # packages that the tests import
+    prepare: Callable[[], None] | None = None  # runs last before the test files are imported
     deselected: tuple[Deselection, ...] = ()
 
 
 def size_of(params: Mapping[str, Any]) -> int:
-    """About how many scores one head of a case has: what decides how long it takes on a CPU."""
+    """About how many scores one head of a case has, or logits a loss: what decides how long it takes on a CPU."""
+    if "V" in params:
+        return int(params["B"]) * int(params["T"]) * int(params["V"])
     rows = params.get("seqlen_q", params.get("M", params.get("seqlen", 128)))
     keys = params.get("seqlen_k", params.get("N", params.get("seqlen", params.get("max_seq_len", 128))))
     return int(rows) * int(keys)
@@ -117,4 +123,36 @@ FLAG_ATTENTION = Suite(
     ),
 )
 
-SUITES = {suite.name: suite for suite in (FLASH_ATTENTION, FLASH_ATTENTION_3, FLAG_ATTENTION)}
+_CLASS_WEIGHTS = "weights classes and smooths labels at once; the loss here has weights by token"
+_PREDICTIONS = "asks for predicted classes or their accuracy besides the loss, which the loss here does not give"
+
+LIGER = Suite(
+    name="liger",
+    repository="linkedin/Liger-Kernel",
+    files=(
+        "test/transformers/test_rms_norm.py",
+        "test/transformers/test_swiglu.py",
+        "test/transformers/test_rope.py",
+        "test/transformers/test_cross_entropy.py",
+        "test/transformers/test_fused_linear_cross_entropy.py",
+    ),
+    installs=(),
+    paths=("", "src"),
+    imports=("transformers",),
+    prepare=liger.prepare,
+    deselected=(
+        Deselection("needs four or eight GPUs", ("test_dtensor_rms_norm", "test_dtensor_liger_silumul")),
+        Deselection("compares two forms of a Triton kernel", ("test_swiglu_blackwell_tiled_matches_original",)),
+        Deselection("launches a Triton kernel by its own arguments", ("test_float32_internal",)),
+        Deselection("calls Liger's fused mixture of experts", ("test_correctness_mixtralexperts",)),
+        Deselection("has heads 41 wide, which the reference in transformers refuses", where={"head_dim": (41,)}),
+        Deselection(_CLASS_WEIGHTS, ("test_correctness_with_weight_with_other_params_once",)),
+        Deselection(_CLASS_WEIGHTS, where={"has_ce_weight": (True,)}),
+        Deselection(_CLASS_WEIGHTS, where={"ce_weight": (True,)}),
+        Deselection(_PREDICTIONS, ("test_correctness_with_predicted_tokens",)),
+        Deselection(_PREDICTIONS, where={"return_token_accuracy": (True,)}),
+        Deselection(_PREDICTIONS, where={"return_predicted_tokens": (True,)}),
+    ),
+)
+
+SUITES = {suite.name: suite for suite in (FLASH_ATTENTION, FLASH_ATTENTION_3, FLAG_ATTENTION, LIGER)}
