@@ -125,3 +125,9 @@ def test_every_deselection_has_a_reason_and_names_its_tests_or_parameters() -> N
     assert (
         size_of({"seqlen": 4}) == 16 and size_of({"M": 2, "N": 3}) == 6 and size_of({"seqlen_q": 1, "seqlen_k": 9}) == 9
     )
+
+
+def test_every_case_tells_our_version(checkout: Path) -> None:
+    _, result = run(checkout, "--cases", "4")
+    assert sum(result["ours"].values()) == 4 and "unknown" not in result["ours"]
+    assert size_of({"B": 2, "T": 3, "V": 5, "H": 7}) == 30
