@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -115,6 +118,10 @@ def test_compiled_packed_does_not_specialise_on_the_longest_sequence() -> None:
     assert graphs == 1
 
 
+@pytest.mark.skipif(
+    not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="Python.h is missing, so torch.compile cannot compile its C++ (apt install python3-dev)",
+)
 def test_compiled_by_inductor_with_gradients() -> None:
     leaves = operands(False)
     expected = torch.autograd.grad(dense(*leaves), leaves)

@@ -141,8 +141,9 @@ class ScoreTerms {
     return are_additive(*params_) ? TileSeen::kSome : result;
   }
 
-  // terms[key][column] of a tile, for whole vectors of columns and keys in quanta of eight. Columns from `count` on and
-  // keys from num_keys on get anything but NaN.
+  // terms[key][column] of a tile, for whole vectors of columns and keys in quanta of eight. Keys from num_keys on get
+  // anything but NaN. Columns from `count` on are hidden: what stands in a key that no row sees must not get into the
+  // gradients through rows that are not there.
   FLAGATTN_KERNEL void write(const Column* columns, int count, int64_t first_key, int64_t num_keys,
                              float* terms) const {
     const int64_t end = padded_dim(num_keys);
@@ -153,6 +154,7 @@ class ScoreTerms {
     }
     if (params_->alibi.slopes != nullptr) add_alibi(columns, count, first_key, end, terms);
     if (has_keep()) hide(columns, count, first_key, num_keys, terms);
+    if (count < kPanel) hide_padding(count, end, terms);
   }
 
  private:
@@ -254,6 +256,18 @@ class ScoreTerms {
       for (int64_t i = 0; i < n * kPanel; i += F32::kLanes) {
         const F32 mask = F32::load(hidden + i);
         select(mask < F32::zero(), mask, F32::load(at + i)).store(at + i);
+      }
+    }
+  }
+
+  static void hide_padding(int count, int64_t num_keys, float* terms) {
+    alignas(64) float padding[kPanel] = {};
+    for (int c = count; c < kPanel; ++c) padding[c] = kHidden;
+    for (int column = count / F32::kLanes * F32::kLanes; column < kPanel; column += F32::kLanes) {
+      const F32 mask = F32::load(padding + column);
+      for (int64_t key = 0; key < num_keys; ++key) {
+        float* at = terms + key * kPanel + column;
+        select(mask < F32::zero(), mask, F32::load(at)).store(at);
       }
     }
   }
