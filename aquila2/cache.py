@@ -16,9 +16,9 @@ from aquila2.rope import rope_tables
 class KVCache:
     """One fixed stretch of `capacity` places per row and layer; row r holds `lengths[r]` tokens at its start.
 
-    Rows are attended as packed sequences: with R rows the cache counts as 2 R sequences in memory order, the filled
-    part of each row followed by its free part, and the free parts get no queries. So rows of any length, prompts in
-    pieces, and rows that are finished share one varlen call without padding, copies or masks.
+    New tokens come packed, some or none of every row. Rows that bring equally many, as in decoding, are attended in one
+    call of `flagattn.flash_attn_with_kvcache`, and else row by row: rows of any length, prompts in pieces, and rows
+    that are finished need no padding, copies or masks.
 
     The rotary tables are made once for the whole capacity, so that under dynamic NTK scaling all keys of a generation
     are rotated with the same base.
@@ -38,7 +38,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.num_hidden_layers, rows * capacity, config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, rows, capacity, config.num_key_value_heads, config.head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.capacity = capacity
@@ -62,26 +62,33 @@ class KVCache:
                     f"counts[{row}] must lie between 0 and the {self.capacity - length} free places, got {count}"
                 )
         device = self.keys.device
-        places = [range(n, n + c) for n, c in zip(self.lengths, counts, strict=True)]
-        self.positions = torch.tensor([[p for row in places for p in row]], dtype=torch.int64, device=device)
-        slots = [row * self.capacity + p for row, row_places in enumerate(places) for p in row_places]
-        self._slots = torch.tensor(slots, dtype=torch.int64, device=device)
-        self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
-        bounds_q, bounds_k = [0], [0]
-        for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
-            bounds_q += [bounds_q[-1] + count] * 2
-            bounds_k += [row * self.capacity + length, (row + 1) * self.capacity]
-        self._cu_seqlens_q = torch.tensor(bounds_q, dtype=torch.int32, device=device)
-        self._cu_seqlens_k = torch.tensor(bounds_k, dtype=torch.int32, device=device)
-        self._max_seqlen_q = max(counts, default=0)
+        lengths, self.lengths = self.lengths, [n + c for n, c in zip(self.lengths, counts, strict=True)]
+        places = [p for length, count in zip(lengths, counts, strict=True) for p in range(length, length + count)]
+        self.positions = torch.tensor([places], dtype=torch.int64, device=device)
+        rows = [row for row, count in enumerate(counts) if count > 0]
+        alike = len({counts[row] for row in rows}) <= 1
+        self._calls = [
+            (
+                len(group),
+                counts[group[0]] if group else 0,
+                torch.tensor(group, dtype=torch.int32, device=device),
+                torch.tensor([lengths[row] for row in group], dtype=torch.int32, device=device),
+            )
+            for group in ([rows] if alike else [[row] for row in rows])
+        ]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Appends k and v (1, T, Hk, D) of the tokens announced by `begin`; attends q (1, T, Hq, D) to all so far."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[self._slots] = k[0].to(keys.dtype)
-        values[self._slots] = v[0].to(values.dtype)
-        out = flagattn.flash_attn_varlen_func(
-            q[0].to(keys.dtype), keys, values, self._cu_seqlens_q, self._cu_seqlens_k,
-            self._max_seqlen_q, self.capacity, causal=True,
-        )  # fmt: skip
-        return cast(Tensor, out)
+        q, k, v = (operand[0].to(keys.dtype) for operand in (q, k, v))
+        outs, begin = [], 0
+        for rows, count, indices, lengths in self._calls:
+            end = begin + rows * count
+            q_new, k_new, v_new = (operand[begin:end].unflatten(0, (rows, count)) for operand in (q, k, v))
+            begin = end
+            out = flagattn.flash_attn_with_kvcache(
+                q_new, keys, values, k_new, v_new,
+                cache_seqlens=lengths, cache_batch_idx=indices, causal=True,
+            )  # fmt: skip
+            outs.append(cast(Tensor, out).flatten(0, 1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)

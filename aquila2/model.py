@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import flagattn
 from aquila2.cache import KVCache
 from aquila2.config import Aquila2Config
+from aquila2.linear import Linear
 from aquila2.rope import rope_tables
 
 IGNORE_INDEX = -100
@@ -67,9 +67,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: Aquila2Config, layer: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = flagattn.swiglu(self.gate_proj(x), self.up_proj(x))  # (B, S, F)
@@ -86,10 +86,10 @@ class Attention(nn.Module):
         self.heads_q, self.heads_k = config.num_attention_heads, config.num_key_value_heads
         self.interleaved = config.rope_interleaved
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+        self.q_proj = Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         heads = self._project(x).view(*x.shape[:2], -1, self.head_dim)  # (B, S, Hq + 2 Hk, D)
@@ -117,9 +117,9 @@ class Attention(nn.Module):
         it. In generation the weights are what is read, so they are not copied.
         """
         parts = (self.q_proj, self.k_proj, self.v_proj)
-        if torch.is_grad_enabled() and all(type(part) is nn.Linear for part in parts):
+        if torch.is_grad_enabled() and all(type(part) is Linear for part in parts):
             bias = torch.cat([part.bias for part in parts]) if self.q_proj.bias is not None else None
-            return F.linear(x, torch.cat([part.weight for part in parts]), bias)
+            return self.q_proj.product(x, torch.cat([part.weight for part in parts]), bias)
         return torch.cat([part(x) for part in parts], dim=-1)
 
 
@@ -174,7 +174,8 @@ class Aquila2ForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Aquila2Model(config, mlp)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.batch_invariant = False
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.reset_parameters()
@@ -192,6 +193,24 @@ class Aquila2ForCausalLM(nn.Module):
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Keeps only the layers' inputs in training and recomputes the rest in the backward pass."""
         self.model.activation_checkpointing = enabled
+
+    def set_batch_invariant(self, enabled: bool = True) -> None:
+        """Makes every product of the model's `Linear` layers one whose rows do not depend on their batch.
+
+        A token's logits and log-probability then have the same bits in training, in a prefill and in decoding with the
+        cache, whatever else is in the batch and on any number of threads. `loss` makes the logits then.
+
+        Raises:
+            ValueError: A layer is a torch.nn.Linear of another kind, whose product cannot be switched.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                module.batch_invariant = enabled
+            elif enabled and isinstance(module, nn.Linear):
+                raise ValueError(
+                    f"{name} is a {type(module).__name__}; a batch-invariant model is made of aquila2.Linear"
+                )
+        self.batch_invariant = enabled
 
     def forward(
         self,
@@ -245,10 +264,16 @@ class Aquila2ForCausalLM(nn.Module):
     ) -> Tensor:
         """The loss of `forward` without its logits, which need more memory in training than all else together.
 
-        The head works in fp32, under autocast too. With no target at all the loss is 0.
+        The head works in fp32, under autocast too. With no target at all the loss is 0. A batch-invariant model makes
+        its logits all the same, since products without them are torch's.
         """
         hidden = self.model(input_ids, self._context(input_ids, positions, cu_seqlens, max_seqlen, None))  # (B, S, E)
         weight = self.lm_head.weight
+        if self.batch_invariant:
+            with torch.autocast(hidden.device.type, enabled=False):
+                logits = self.lm_head.product(hidden, weight.to(hidden.dtype), None)
+            loss = flagattn.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, inplace_backward=True)
+            return cast(Tensor, loss)
         return cast(Tensor, flagattn.linear_cross_entropy(hidden, weight, targets, ignore_index=IGNORE_INDEX))
 
     def _context(

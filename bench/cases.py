@@ -134,6 +134,27 @@ class RowsShape:
 
 
 @dataclass(frozen=True)
+class LinearShape:
+    """Rows of features through a weight of (outputs, features)."""
+
+    rows: int
+    features: int
+    outputs: int
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        return f"M {self.rows} K {self.features} N {self.outputs}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype} {self.label}".replace(" ", "-")
+
+    def shrunk(self) -> LinearShape:
+        return replace(self, rows=min(self.rows, 5), features=40, outputs=24)
+
+
+@dataclass(frozen=True)
 class HeadShape:
     """A linear head over a vocabulary and the cross-entropy of its logits."""
 
@@ -217,6 +238,7 @@ MASKED = (AttentionShape(1024, 64, "fp32", batch=2), AttentionShape(2048, 128, "
 
 NORM = (RowsShape(2048, 4096, "fp32"), RowsShape(2048, 4096, "bf16"))
 ACTIVATION = NORM
+LINEAR = tuple(LinearShape(rows, 1024, 4096, dtype) for dtype, rows in product(("fp32", "bf16"), (1, 16, 512, 2048)))
 HEADS = (
     HeadShape(4096, 1024, 100_000, "fp32"),
     HeadShape(1024, 512, 32_000, "fp32"),

@@ -62,6 +62,11 @@ def problems() -> dict[str, Problem]:
         ),
         "rms_norm": (flagattn.rms_norm, reference.rms_norm, _operands(x=rows, weight=(SIZE,))),
         "swiglu": (flagattn.swiglu, reference.swiglu, _operands(gate=rows, up=rows)),
+        "batch_invariant_linear": (
+            flagattn.batch_invariant_linear,
+            reference.batch_invariant_linear,
+            _operands(x=rows, weight=(256, SIZE), bias=(256,)),
+        ),
         "apply_rotary": (
             lambda x: flagattn.apply_rotary(x, cos, sin),
             lambda x: reference.apply_rotary(x, *(t.to(torch.promote_types(x.dtype, cos.dtype)) for t in (cos, sin))),

@@ -86,6 +86,10 @@ def _rotary(dtype: torch.dtype, dim: int) -> Any:
     return flagattn.apply_rotary(_random(1, 5, 2, dim, dtype=dtype), angles.cos(), angles.sin())
 
 
+def _linear(dtype: torch.dtype, dim: int) -> Any:
+    return flagattn.batch_invariant_linear(_random(3, dim, dtype=dtype), _random(5, dim, dtype=dtype))
+
+
 def _loss(dtype: torch.dtype, dim: int) -> Any:
     return flagattn.cross_entropy(_random(3, dim, dtype=dtype), torch.tensor([0, 3, 5]))
 
@@ -109,6 +113,7 @@ FUSED: dict[str, Callable[[torch.dtype, int], Any]] = {
     "rms_norm": _rms_norm,
     "swiglu": _swiglu,
     "apply_rotary": _rotary,
+    "batch_invariant_linear": _linear,
     "cross_entropy": _loss,
     "linear_cross_entropy": _linear_loss,
 }

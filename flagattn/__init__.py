@@ -14,6 +14,7 @@ from flagattn.build_info import build_info, cpu_level
 from flagattn.column_sums import attention_column_sums
 from flagattn.explain import Explanation, explain
 from flagattn.kvcache import flash_attn_with_kvcache, piecewise_attn_with_kvcache
+from flagattn.linear import batch_invariant_linear
 from flagattn.loss import cross_entropy, linear_cross_entropy
 from flagattn.merging import merge_attention_states
 from flagattn.norm import rms_norm
@@ -25,6 +26,7 @@ __all__ = [
     "Explanation",
     "apply_rotary",
     "attention_column_sums",
+    "batch_invariant_linear",
     "build_info",
     "cpu_level",
     "cross_entropy",

@@ -170,7 +170,7 @@ def refuse_block_table(block_table: object) -> None:
         )
 
 
-def under_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
+def under_autocast(*operands: Any) -> tuple[Any, ...]:
     """The operands in autocast's dtype where it is on; else, and where they are no tensors, as they are."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         kind = operands[0].device.type if isinstance(operands[0], Tensor) else ""

@@ -13,6 +13,7 @@ from torch import Tensor
 import flagattn.activation
 import flagattn.attention
 import flagattn.kvcache
+import flagattn.linear
 import flagattn.loss
 import flagattn.norm
 import flagattn.piecewise
@@ -42,6 +43,7 @@ _FUSED: dict[str, Callable[..., Any]] = {
     "rms_norm": flagattn.norm.rms_norm,
     "swiglu": flagattn.activation.swiglu,
     "apply_rotary": flagattn.rotary.apply_rotary,
+    "batch_invariant_linear": flagattn.linear.batch_invariant_linear,
     "cross_entropy": flagattn.loss.cross_entropy,
     "linear_cross_entropy": flagattn.loss.linear_cross_entropy,
 }
@@ -49,6 +51,7 @@ _SOURCES = {
     "rms_norm": "csrc/norm/cpu",
     "swiglu": "csrc/activation/cpu",
     "apply_rotary": "csrc/rotary/cpu",
+    "batch_invariant_linear": "csrc/linear/cpu",
     "cross_entropy": "csrc/loss/cpu",
     "linear_cross_entropy": "csrc/loss/cpu with products by torch's BLAS",
 }
@@ -95,6 +98,8 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     arguments = inspect.signature(function).bind(*args, **kwargs)
     arguments.apply_defaults()
     if name in _FUSED:
+        if name == "batch_invariant_linear":
+            return _explain_linear(arguments.arguments)
         explanation = _explain_fused(name, next(iter(arguments.arguments.values())))
         if name == "linear_cross_entropy":
             explanation.details["gradients"] = _explain_head(arguments.arguments)
@@ -106,6 +111,18 @@ def _explain_fused(name: str, x: Tensor) -> Explanation:
     explanation = _on_device(name, _SOURCES[name], x)
     if x.stride(-1) != 1:
         explanation.details["copies"] = "the last dimension is not contiguous: the operand is copied first"
+    return explanation
+
+
+def _explain_linear(arguments: dict[str, Any]) -> Explanation:
+    x, weight = arguments["x"], arguments["weight"]
+    explanation = _on_device("batch_invariant_linear", _SOURCES["batch_invariant_linear"], x)
+    explanation.details["sums"] = "chains of 256 multiply-adds in fp32, the chains added in order"
+    if x.shape[:-1].numel() <= 4 and weight.stride(-1) == 1:
+        explanation.details["weight"] = "read once where it lies, since up to 4 rows share it"
+    else:
+        explanation.details["weight"] = "packed in blocks of 96 rows, each for up to 144 rows of x"
+    explanation.others["torch's BLAS"] = "its order of summation depends on the number of rows and threads"
     return explanation
 
 

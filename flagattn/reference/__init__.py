@@ -16,6 +16,7 @@ from flagattn.reference.attention import (
 )
 from flagattn.reference.dropout import dropout_keep_mask, philox
 from flagattn.reference.kvcache import attention_with_kvcache
+from flagattn.reference.linear import batch_invariant_linear
 from flagattn.reference.loss import cross_entropy, linear_cross_entropy
 from flagattn.reference.masks import far_mask, keep_mask, signed_distance
 from flagattn.reference.norm import rms_norm
@@ -27,6 +28,7 @@ __all__ = [
     "attention_column_sums",
     "attention_varlen",
     "attention_with_kvcache",
+    "batch_invariant_linear",
     "cross_entropy",
     "dropout_keep_mask",
     "far_mask",

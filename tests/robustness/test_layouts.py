@@ -117,6 +117,13 @@ def test_swiglu(data, dtype, batch, rows, size) -> None:
 
 
 @fuzz
+@given(st.data(), dtypes, st.integers(1, 9), st.integers(1, 40), st.sampled_from([1, 7, 64, 333]))
+def test_linear(data, dtype, rows, outputs, size) -> None:
+    x, weight = random(2, rows, size, dtype=dtype), random(outputs, size, dtype=dtype)
+    check(data, flagattn.batch_invariant_linear, (x, weight), [random(2, rows, outputs, dtype=dtype)])
+
+
+@fuzz
 @given(st.data(), dtypes, st.integers(1, 9), st.integers(1, 4), head_dims, st.booleans())
 def test_rotary(data, dtype, seqlen, heads, head_dim, interleaved: bool) -> None:
     x, dout = (random(2, seqlen, heads, head_dim, dtype=dtype) + index for index in range(2))

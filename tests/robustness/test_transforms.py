@@ -16,6 +16,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "piecewise": lambda x: flagattn.piecewise_attn_func(x, x, -x, x, x, 2),
     "rms_norm": lambda x: flagattn.rms_norm(x, torch.full((8,), 0.5)),
     "swiglu": lambda x: flagattn.swiglu(x, x + 1),
+    "linear": lambda x: flagattn.batch_invariant_linear(x, torch.full((5, 8), 0.5), torch.full((5,), 0.1)),
     "rotary": lambda x: flagattn.apply_rotary(x, torch.full((4, 4), 0.6), torch.full((4, 4), 0.8)),
 }
 by_op = pytest.mark.parametrize("name", OPS)

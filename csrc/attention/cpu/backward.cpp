@@ -8,7 +8,7 @@
 #include "arch/cpu_level.h"
 #include "attention/cpu/attention.h"
 #include "attention/cpu/backward_kernels.h"
-#include "attention/cpu/scratch.h"
+#include "arch/scratch.h"
 
 namespace flagattn::cpu {
 namespace {

@@ -2,7 +2,7 @@
 // the probabilities. An item owns what it writes and adds in a fixed order, so that threads change no bit.
 #include "attention/cpu/head_panel.h"
 #include "attention/cpu/isa.h"
-#include "attention/cpu/scratch.h"
+#include "arch/scratch.h"
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {

@@ -1,4 +1,4 @@
-#include "attention/cpu/scratch.h"
+#include "arch/scratch.h"
 
 #include <new>
 

@@ -1,0 +1,40 @@
+#include "linear/cpu/linear.h"
+
+#include "arch/cpu_level.h"
+#include "arch/scratch.h"
+#include "linear/cpu/linear_isa.h"
+
+namespace flagattn::cpu {
+namespace {
+
+const LinearKernels& kernels_of(CpuLevel level) {
+  switch (level) {
+#if defined(FLAGATTN_HAS_AVX512)
+    case CpuLevel::kAvx512:
+      return avx512::linear_kernels;
+#endif
+#if defined(FLAGATTN_HAS_AVX2)
+    case CpuLevel::kAvx2:
+      return avx2::linear_kernels;
+#endif
+    default:
+      return scalar::linear_kernels;
+  }
+}
+
+}  // namespace
+
+Status run_batch_invariant_linear(const LinearParams& params, const ParallelFor& parallel) {
+  const LinearKernels& kernels = kernels_of(cpu_level().level);
+  const int64_t row_blocks = (params.rows + kLinearRows - 1) / kLinearRows;
+  const int64_t col_blocks = (params.cols + kLinearCols - 1) / kLinearCols;
+  for_each_item(
+      parallel, row_blocks * col_blocks,
+      [] { return static_cast<float*>(thread_scratch(kLinearScratch * sizeof(float))); },
+      [&](int64_t item, float* scratch) {
+        kernels.block(params, item / col_blocks * kLinearRows, item % col_blocks * kLinearCols, scratch);
+      });
+  return Status::success();
+}
+
+}  // namespace flagattn::cpu

@@ -1,0 +1,12 @@
+// Entry point of the batch-invariant linear map on the CPU. It picks the ISA level once per call (arch/cpu_level.h).
+#pragma once
+
+#include "arch/parallel.h"
+#include "arch/status.h"
+#include "linear/params.h"
+
+namespace flagattn::cpu {
+
+Status run_batch_invariant_linear(const LinearParams& params, const ParallelFor& parallel);
+
+}  // namespace flagattn::cpu
