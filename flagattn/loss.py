@@ -49,8 +49,9 @@ def cross_entropy(
         label_smoothing: from 0 to 1.
         token_weights: (...), floating; each row's loss, z-loss included, is multiplied by its weight. Weight 0 leaves a
             row out as `ignore_index` does. Not differentiated.
-        inplace_backward: the gradient overwrites the logits, which must not be used after the loss. Where they are not
-            contiguous, and under torch.compile and torch.func, the gradient is a new tensor.
+        inplace_backward: the gradient overwrites the logits; a backward that still needs them then raises torch's error
+            about a tensor modified in place. Where they are not contiguous or are a leaf, whose `.grad` would be its
+            own memory, and under torch.compile and torch.func, the gradient is a new tensor.
         return_lse: also return lse.
 
     Returns:
@@ -74,7 +75,8 @@ def cross_entropy(
     options = _options(ignore_index, reduction, softcap, z_loss, label_smoothing)
     arguments = (rows_contiguous(logits), targets, weights, *options)
     traced = torch.compiler.is_compiling() or are_transforms_active()
-    if inplace_backward and not traced and logits.requires_grad and logits.is_contiguous():
+    may_overwrite = inplace_backward and not traced and logits.requires_grad and not logits.is_leaf
+    if may_overwrite and logits.is_contiguous():
         loss, lse = _InPlace.apply(*arguments)
     else:
         loss, lse, _ = _cross_entropy(*arguments)
@@ -305,6 +307,7 @@ class _InPlace(torch.autograd.Function):
         logits, *others = ctx.saved_tensors
         gradient = logits.detach()
         _ops.cross_entropy_backward_(*_contiguous(dloss, dlse), gradient, *others, *ctx.options)
+        torch.autograd.graph.increment_version(logits)  # whoever else saved them is told by torch
         return gradient, *[None] * 7
 
 

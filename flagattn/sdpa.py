@@ -27,7 +27,8 @@ def scaled_dot_product_attention(
         key: (batch, heads_k, seqlen_k, head_dim), where heads_k equals heads_q, or divides it with enable_gqa.
         value: (batch, heads_k, seqlen_k, head_dim_v).
         attn_mask: broadcasts to (batch, heads_q, seqlen_q, seqlen_k). Bool: a row sees the keys where it is True.
-            Float32, bfloat16 or float16: added to the scores; -inf hides a key. Keys that no row of a tile sees are
+            Float32, bfloat16 or float16: added to the scores; -inf hides a key, and so does anything below -1e38, such
+            as `torch.finfo(torch.float32).min`, which torch only makes unlikely. Keys that no row of a tile sees are
             skipped, and masks that are the same for all rows and heads cost nothing where they begin or end.
         dropout_p: probability of dropping a weight, from 0 to 1; applied whenever it is not 0.
         is_causal: row i sees the keys 0 to i; unlike in `flash_attn_func` the first query is aligned with the first

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import has_torch_function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import flagattn
 from flagattn._checks import DTYPES, MAX_HEAD_DIM
@@ -48,7 +50,9 @@ def enable() -> Handle:
     """Replace torch.nn.functional.scaled_dot_product_attention until the handle is removed.
 
     Code that looks the function up there finds ours: torch.nn layers and transformers' "sdpa" do. Code that imported
-    the function itself earlier keeps torch's.
+    the function itself earlier keeps torch's, and so do calls that `serves` does not tell. In those that it tells, two
+    things change: a second derivative raises, and rows whose keys are all hidden by biases below -1e38, such as
+    `torch.finfo(torch.float32).min`, are 0, where torch takes the mean of all values.
 
     Raises:
         RuntimeError: something else has already replaced it.
@@ -69,21 +73,32 @@ def register() -> str:
     return NAME
 
 
-def serves(query: Any, key: Any, value: Any) -> bool:
+def serves(query: Any, key: Any, value: Any, attn_mask: Any = None, enable_gqa: bool = False) -> bool:
     """Whether a call with these operands is computed here; torch computes the others as before.
 
-    Here: tensors on the CPU of four dimensions, equal dtype float32, bfloat16 or float16, and head dims up to 256.
+    Here: plain tensors on the CPU of four dimensions, equal dtype float32, bfloat16 or float16, equal batch, head dims
+    up to 256, as many key/value heads as query heads, or a divisor of that with enable_gqa, and masks that are boolean
+    or of one of the three dtypes.
     """
-    return all(
-        isinstance(operand, Tensor)
-        and operand.device.type == "cpu"
+    operands = (query, key, value)
+    if not all(isinstance(operand, Tensor) for operand in operands) or has_torch_function(operands):
+        return False
+    plain = all(
+        operand.device.type == "cpu"
+        and operand.layout is torch.strided
+        and not is_traceable_wrapper_subclass(operand)
         and operand.dim() == 4
         and operand.dtype in DTYPES
         and operand.dtype == query.dtype
         and operand.shape[0] == query.shape[0]
         and 1 <= operand.shape[-1] <= MAX_HEAD_DIM
-        for operand in (query, key, value)
+        for operand in operands
     )
+    if not plain or key.shape[1] != value.shape[1]:
+        return False
+    if not (query.shape[1] == key.shape[1] or (enable_gqa and key.shape[1] and query.shape[1] % key.shape[1] == 0)):
+        return False
+    return attn_mask is None or (isinstance(attn_mask, Tensor) and attn_mask.dtype in (torch.bool, *DTYPES))
 
 
 def scaled_dot_product_attention(
@@ -97,5 +112,6 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """`flagattn.scaled_dot_product_attention` for the operands that `serves` tells, else torch's own."""
-    function = _native.scaled_dot_product_attention if serves(query, key, value) else _torchs
+    ours = serves(query, key, value, attn_mask, enable_gqa)
+    function = _native.scaled_dot_product_attention if ours else _torchs
     return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)

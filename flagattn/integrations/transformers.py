@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import flagattn
+from flagattn._attention_calls import dense_attention
 from flagattn.integrations import _transformers_layouts as layouts
 
 NAME = "flagattn"
@@ -196,13 +197,10 @@ def _with_any_mask(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    for name, value in (("softcap", softcap), ("s_aux", sinks)):
-        if value is not None:
-            raise NotImplementedError(f"{name} is given beside a mask of four dimensions; they do not go together here")
     k, v = k[:, : mask.shape[-1]], v[:, : mask.shape[-1]]
-    heads_first = (operand.transpose(1, 2) for operand in (q, k, v))
-    out = _native.scaled_dot_product_attention(*heads_first, mask, dropout, False, scaling, enable_gqa=True)
-    return out.transpose(1, 2)
+    joined = (dropout, None, sinks)
+    out, _ = dense_attention(q, k, v, scaling, False, (-1, -1), softcap or 0.0, joined, mask)
+    return out
 
 
 def _is_inference(*operands: Tensor) -> bool:

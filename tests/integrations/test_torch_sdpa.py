@@ -71,6 +71,44 @@ def test_what_is_not_served_is_torchs() -> None:
             assert torch.equal(F.scaled_dot_product_attention(q, k, v), TORCHS(q, k, v))
 
 
+def test_head_counts_that_torch_repeats_stay_torchs() -> None:
+    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 1, 7, 8), torch.randn(2, 1, 7, 8)
+    with torch_sdpa.enable():
+        assert torch.equal(F.scaled_dot_product_attention(q, k, v), TORCHS(q, k, v))
+        assert torch_sdpa.serves(q, k, v, enable_gqa=True)
+        torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, enable_gqa=True), TORCHS(q, k, v))
+
+
+def test_masks_of_other_dtypes_stay_torchs() -> None:
+    q, k, v = (operand.detach() for operand in operands(1, 2, 9, 16))
+    for dtype in (torch.float64, torch.int32):
+        mask = torch.zeros(9, 9, dtype=dtype)
+        assert not torch_sdpa.serves(q, k, v, mask)
+        outcomes = []
+        for function in (torch_sdpa.scaled_dot_product_attention, TORCHS):
+            try:
+                outcomes.append(function(q, k, v, mask))
+            except RuntimeError as error:
+                outcomes.append(str(error))
+        assert type(outcomes[0]) is type(outcomes[1])
+
+
+def test_nested_tensors_stay_torchs() -> None:
+    rows = [torch.randn(length, 2, 8) for length in (3, 5)]
+    q = torch.nested.nested_tensor(rows, layout=torch.jagged).transpose(1, 2)
+    with torch_sdpa.enable():
+        ours = F.scaled_dot_product_attention(q, q, q)
+    for one, other in zip(ours.unbind(), TORCHS(q, q, q).unbind()):
+        assert torch.equal(one, other)
+
+
+def test_it_compiles_as_one_graph() -> None:
+    q, k, v = operands(1, 2, 9, 16)
+    with torch_sdpa.enable():
+        compiled = torch.compile(lambda *qkv: F.scaled_dot_product_attention(*qkv), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(q, k, v), flagattn.scaled_dot_product_attention(q, k, v))
+
+
 def test_something_elses_replacement_is_left_alone() -> None:
     F.scaled_dot_product_attention = lambda *arguments: None
     with pytest.raises(RuntimeError, match="already replaced"):

@@ -212,5 +212,24 @@ def test_what_is_not_served_is_refused() -> None:
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(NotImplementedError, match="continuous batching"):
         integration.attention(torch.nn.Module(), q, q, q, None, cache=object())
-    with pytest.raises(NotImplementedError, match="softcap is given beside a mask"):
-        integration.attention(torch.nn.Module(), q, q, q, torch.ones(1, 1, 4, 4, dtype=torch.bool), softcap=3.0)
+
+
+def test_softcap_and_sinks_go_with_a_mask_of_four_dimensions() -> None:
+    q, k, v = torch.randn(3, 2, 4, 6, 16).unbind()
+    sinks, keep = torch.randn(4), torch.rand(2, 1, 6, 6) < 0.7
+    scores = 3.0 * torch.tanh(q @ k.transpose(-1, -2) * 0.25 / 3.0)
+    scores = scores.masked_fill(~keep, -torch.inf)
+    column = sinks.view(1, 4, 1, 1).expand(2, 4, 6, 1)
+    expected = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1] @ v
+    out, _ = integration.attention(torch.nn.Module(), q, k, v, keep, scaling=0.25, softcap=3.0, s_aux=sinks)
+    torch.testing.assert_close(out, expected.transpose(1, 2))
+
+
+def test_sinks_reach_cached_rows() -> None:
+    q, k, v = torch.randn(2, 4, 1, 16), *torch.randn(2, 2, 4, 9, 16).unbind()
+    sinks = torch.randn(4)
+    scores = q @ k.transpose(-1, -2) * 0.25
+    expected = torch.cat([scores, sinks.view(1, 4, 1, 1).expand(2, 4, 1, 1)], dim=-1).softmax(-1)[..., :-1] @ v
+    with torch.no_grad():
+        out, _ = integration.attention(torch.nn.Module(), q, k, v, None, scaling=0.25, s_aux=sinks)
+    torch.testing.assert_close(out, expected.transpose(1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -189,6 +190,38 @@ def test_inplace_backward(cpu_level: str) -> None:
     assert torch.equal(strided, before)
 
 
+def test_inplace_backward_is_known_to_whoever_else_needs_the_logits() -> None:
+    """Overwritten logits that another node of the graph saved are torch's error, never a wrong gradient."""
+    targets = targets_of((6, 50))
+    uses: list[Callable[[Tensor, bool], Tensor]] = [
+        lambda z, inplace: (
+            flagattn.cross_entropy(z, targets, inplace_backward=inplace) + flagattn.cross_entropy(z, targets)
+        ),
+        lambda z, inplace: 2 * flagattn.cross_entropy(z, targets, inplace_backward=inplace) + (z * z).sum(),
+        lambda z, inplace: (z * z).sum() + flagattn.cross_entropy(z, targets, inplace_backward=inplace),
+        lambda z, inplace: flagattn.cross_entropy(z.tanh(), targets, inplace_backward=inplace),
+    ]
+    told = 0
+    for use in uses:
+        leaf = logits_of((6, 50), torch.float32).requires_grad_()
+        (expected,) = torch.autograd.grad(use(leaf * 1, False), leaf)
+        try:
+            (gradient,) = torch.autograd.grad(use(leaf * 1, True), leaf)
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+            told += 1
+        else:  # the other node had its turn first
+            torch.testing.assert_close(gradient, expected)
+    assert told >= 2
+
+
+def test_the_gradient_of_a_leaf_has_its_own_memory() -> None:
+    leaf = logits_of((6, 50), torch.float32).requires_grad_()
+    before = leaf.detach().clone()
+    flagattn.cross_entropy(leaf, targets_of((6, 50)), inplace_backward=True).backward()
+    assert torch.equal(leaf, before)
+
+
 def test_same_bits_for_any_thread_count(cpu_level: str, set_threads) -> None:
     logits, targets = logits_of((300, 700), torch.bfloat16), targets_of((300, 700))
     runs = []
@@ -211,7 +244,7 @@ def test_empty(cpu_level: str) -> None:
 def test_double_backward_raises() -> None:
     logits, targets = logits_of((4, 8), torch.float32).requires_grad_(), targets_of((4, 8))
     for inplace in (False, True):
-        loss = flagattn.cross_entropy(logits, targets, inplace_backward=inplace)
+        loss = flagattn.cross_entropy(logits * 1, targets, inplace_backward=inplace)
         (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
         with pytest.raises(RuntimeError, match="double backward"):
             gradient.sum().backward()
