@@ -1,4 +1,8 @@
-"""Checkpoints of a run: written beside, synced, hashed and renamed; the newest whose hashes agree is loaded."""
+"""Checkpoints of a run: written beside, synced, hashed and renamed; the newest whose hashes agree is loaded.
+
+A run goes on from a whole checkpoint or not at all: what is faulty is set aside before anything is written, so that it
+neither counts among the checkpoints that are kept nor is taken for progress.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
 
 STEP_FOLDER = re.compile(r"step-(\d{8})")
+FAULTY = ".faulty"
 MANIFEST = "manifest.json"
 
 
@@ -31,8 +36,9 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Writes `folder/step-N`, N from state["step"], and removes all but the `keep` newest.
+    """Writes `folder/step-N`, N from state["step"], and removes older ones until `keep` are left.
 
+    The one just written always stays, and so does what has a later step: nobody has looked whether that is whole.
     A checkpoint is also a model folder: `from_pretrained` and `Aquila2Tokenizer.from_pretrained` read it. The manifest
     with the SHA-256 of every file is written last, then the folder gets its name, so a folder with that name is whole.
     """
@@ -55,7 +61,8 @@ def save_checkpoint(
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     fsync_path(folder)
-    for old in list_checkpoints(folder)[keep:]:
+    older = [path for path in list_checkpoints(folder) if path < target]
+    for old in older[keep - 1 :]:
         shutil.rmtree(old)
     return target
 
@@ -74,6 +81,32 @@ def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
             return path
         report(f"skipping {path}: {fault}")
     return None
+
+
+def checkpoint_to_continue(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; None where the run has none at all.
+
+    Faulty ones are renamed to `step-N.faulty`, with a sentence to `report` for each, unless no other is left.
+
+    Raises:
+        ValueError: There are checkpoints and none is whole.
+    """
+    faults = {path: checkpoint_fault(path) for path in list_checkpoints(folder)}
+    whole = [path for path, fault in faults.items() if fault is None]
+    aside = [path for path in folder.glob(f"step-*{FAULTY}") if STEP_FOLDER.fullmatch(path.stem)]
+    if not whole and (faults or aside):
+        reasons = [f"{path.name}: {fault}" for path, fault in faults.items()] + [path.name for path in sorted(aside)]
+        raise ValueError(
+            f"{folder} holds no whole checkpoint among {len(reasons)} ({'; '.join(reasons)}); restore one, or start "
+            "again from step 0 by removing the run's folder or giving another run.folder"
+        )
+    for path, fault in faults.items():
+        if fault is not None:
+            set_aside = path.with_suffix(FAULTY)
+            shutil.rmtree(set_aside, ignore_errors=True)
+            path.rename(set_aside)
+            report(f"{path} is set aside as {set_aside.name}: {fault}")
+    return whole[0] if whole else None
 
 
 def checkpoint_fault(path: Path) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aquila2.atomic import atomic_write
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.training.data import Batch
 
@@ -29,7 +30,7 @@ class MetricsLog:
     def __init__(self, folder: Path, last_step: int, tensorboard: bool) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(folder) if record["step"] <= last_step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._writer: Any = None
         if tensorboard:

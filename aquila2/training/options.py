@@ -96,7 +96,7 @@ class RunOptions:
 
     folder: str = "runs/default"
     save_every: int = 0  # steps between checkpoints; 0 saves only at the end and on interruption
-    keep: int = 2  # newest checkpoints kept
+    keep: int = 2  # newest checkpoints kept, at least 1
     eval_every: int = 0  # steps between held-out losses; 0 measures before and after only
     tensorboard: bool = True
     progress: bool = True
@@ -146,6 +146,7 @@ class Options:
                 self.train.precision in ("fp32", "bf16"),
                 f"train.precision must be fp32 or bf16, got {self.train.precision!r}",
             ),
+            (self.run.keep > 0, f"run.keep must be at least 1, got {self.run.keep}"),
         ]
         for holds, sentence in checks:
             if not holds:

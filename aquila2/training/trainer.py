@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from aquila2.atomic import atomic_write
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
-from aquila2.training.checkpoints import load_checkpoint, newest_valid, save_checkpoint
+from aquila2.training.checkpoints import checkpoint_to_continue, load_checkpoint, save_checkpoint
 from aquila2.training.data import Batch, BatchStream, PackedStream, heldout_batches, prepare, source_documents
 from aquila2.training.memory import keep_freed_memory
 from aquila2.training.metrics import MetricsLog, heldout_loss
@@ -53,7 +54,8 @@ def train(options: Options) -> Result:
     equal those of a run that was never interrupted. Ctrl-C and SIGTERM save a checkpoint after the current step.
 
     Raises:
-        ValueError: The folder holds a run with other options.
+        ValueError: The folder holds a run with other options, or checkpoints of which none is whole.
+        FloatingPointError: A loss or gradient is not finite; that step is neither applied nor saved.
     """
     keep_freed_memory()
     folder = Path(options.run.folder)
@@ -94,7 +96,7 @@ class Loop:
     def run(self) -> Result:
         """Trains to the end or to a signal."""
         total = self.options.train.samples
-        checkpoint = newest_valid(self.folder / "checkpoints", self._say)
+        checkpoint = checkpoint_to_continue(self.folder / "checkpoints", self._say)
         if checkpoint is not None:
             self._resume(checkpoint)
         log = MetricsLog(self.folder, self.progress.step, self.options.run.tensorboard)
@@ -153,12 +155,18 @@ class Loop:
             weighted.backward()
             total += weighted.detach()
         limit = self.options.optimizer.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        mean = float(total)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not (math.isfinite(norm) and math.isfinite(mean)):
+            raise FloatingPointError(
+                f"step {self.progress.step + 1} has the gradient norm {norm} and the loss {mean}, so the run stops "
+                "there with nothing of that step applied or saved; try a smaller optimizer.lr in another run.folder"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(total), float(norm)
+        return mean, norm
 
     def _measure(self, log: MetricsLog) -> dict[str, float]:
         losses = heldout_loss(self.model, self.heldout, self.device, self.bf16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import torch
 
 from aquila2 import Aquila2Tokenizer, from_pretrained
 from aquila2.training import trainer
-from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints, newest_valid
+from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints, newest_valid, save_checkpoint
 from aquila2.training.curve import write_loss_curve
-from aquila2.training.metrics import read_metrics
-from aquila2.training.options import Options, parse_options
+from aquila2.training.metrics import MetricsLog, read_metrics
+from aquila2.training.optim import make_adamw
+from aquila2.training.options import OptimizerOptions, Options, parse_options
 
 
 def options_for(texts: Path, folder: Path, **sections: dict[str, Any]) -> Options:
@@ -116,8 +118,129 @@ def test_a_broken_checkpoint_is_skipped_with_its_reason(
         (newest / "manifest.json").write_text("{")
     assert checkpoint_fault(older) is None
     trainer.train(options)
-    assert f"skipping {newest}: " in capsys.readouterr().err
+    assert f"{newest} is set aside as {newest.name}.faulty: " in capsys.readouterr().err
     assert losses_of(tmp_path / "run") == expected
+    assert checkpoint_fault(newest) is None
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+
+def test_faulty_checkpoints_of_later_steps_do_not_outrank_what_is_saved_after_them(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    trainer.train(options_for(text_folder, tmp_path / "run", run={"save_every": 4}))
+    for name in ("step-00000008", "step-00000012"):
+        flip_a_bit(folder / name)
+
+    class Interrupted(Exception):
+        pass
+
+    saved: list[Path] = []
+    save = trainer.Loop._save
+
+    def save_and_stop(self: trainer.Loop) -> Path:
+        saved.append(save(self))
+        raise Interrupted
+
+    monkeypatch.setattr(trainer.Loop, "_save", save_and_stop)
+    with pytest.raises(Interrupted):
+        trainer.train(options_for(text_folder, tmp_path / "run", run={"save_every": 2, "keep": 1}))
+    assert saved == [folder / "step-00000006"]
+    assert newest_valid(folder, pytest.fail) == saved[0]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step-00000006",
+        "step-00000008.faulty",
+        "step-00000012.faulty",
+    ]
+
+
+def test_saving_never_removes_what_it_wrote(text_folder: Path, tmp_path: Path) -> None:
+    result = trainer.train(options_for(text_folder, tmp_path / "run", run={"keep": 1}))
+    later = result.checkpoint.with_name("step-00000099")
+    later.mkdir()
+    optimizer = make_adamw(result.model, OptimizerOptions())
+    for parameter in result.model.parameters():
+        optimizer.state[parameter] = {name: torch.zeros(()) for name in ("step", "exp_avg", "exp_avg_sq")}
+    written = save_checkpoint(later.parent, result.model, optimizer, result.tokenizer, {"step": 13}, keep=1)
+    assert checkpoint_fault(written) is None
+    assert list_checkpoints(later.parent) == [later, written]
+
+
+def test_a_run_with_faulty_checkpoints_only_does_not_start_over(text_folder: Path, tmp_path: Path) -> None:
+    options = options_for(text_folder, tmp_path / "run", run={"save_every": 6})
+    trainer.train(options)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        flip_a_bit(checkpoint)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no whole checkpoint among 2 .*; restore one, or .*step 0") as caught:
+            trainer.train(options)
+        assert "step-00000012: model.safetensors does not have the hash" in str(caught.value)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    # Nor where an earlier continuation has set them aside and the whole one has gone since.
+    for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        checkpoint.rename(checkpoint.with_suffix(".faulty"))
+    with pytest.raises(ValueError, match="no whole checkpoint among 2 "):
+        trainer.train(options)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_keep_is_at_least_one(text_folder: Path, tmp_path: Path, keep: int) -> None:
+    with pytest.raises(ValueError, match=rf"run\.keep must be at least 1, got {keep}"):
+        options_for(text_folder, tmp_path, run={"keep": keep})
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_stops_the_run_and_is_not_saved(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: float
+) -> None:
+    one_step = trainer.Loop._one_step
+    before: list[torch.Tensor] = []
+
+    def stepping(self: trainer.Loop, *arguments: Any) -> dict[str, float]:
+        if self.progress.step == 6:
+            before.extend(parameter.detach().clone() for parameter in self.model.parameters())
+            loss = self.loss
+            self.loss = lambda *args, **kwargs: loss(*args, **kwargs) * poison
+            models.append(self.model)
+        return one_step(self, *arguments)
+
+    models: list[torch.nn.Module] = []
+    monkeypatch.setattr(trainer.Loop, "_one_step", stepping)
+    options = options_for(text_folder, tmp_path / "run", run={"save_every": 4})
+    with pytest.raises(FloatingPointError, match=r"step 7 .*gradient norm .*(nan|inf)"):
+        trainer.train(options)
+    assert all(torch.equal(parameter, old) for parameter, old in zip(models[0].parameters(), before, strict=True))
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000004"]
+    assert losses_of(tmp_path / "run")[-1][0] == 6
+
+
+def test_metrics_are_whole_when_their_rewriting_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(tmp_path, 0, tensorboard=False)
+    for step in (1, 2, 3):
+        log.write("train", step, {"loss": 1.0 / step})
+    log.close()
+    records = read_metrics(tmp_path)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "write_bytes", fail)
+        context.setattr(Path, "write_text", fail)
+        with pytest.raises(OSError, match="no space"):
+            MetricsLog(tmp_path, 2, tensorboard=False)
+    assert read_metrics(tmp_path) == records
+    inode = (tmp_path / "metrics.jsonl").stat().st_ino
+    MetricsLog(tmp_path, 2, tensorboard=False).close()
+    assert read_metrics(tmp_path) == records[:2]
+    assert (tmp_path / "metrics.jsonl").stat().st_ino != inode
 
 
 def test_only_the_newest_checkpoints_are_kept(text_folder: Path, tmp_path: Path) -> None:
