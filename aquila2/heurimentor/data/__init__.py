@@ -1,0 +1,1 @@
+"""Tokenised segments, and the arithmetic that says which of their rows stands at which place of a run."""

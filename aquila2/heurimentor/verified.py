@@ -1,0 +1,191 @@
+"""Verified folders: written beside, synced, hashed and renamed; one with its name is whole, a change is found out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aquila2.atomic import fsync_path
+
+MANIFEST = "manifest.json"
+FORMAT = "aquila2-verified-1"
+BLOCK = 1 << 24
+DELETED = ".deleted"
+
+
+class NotVerified(ValueError):
+    """A folder is not what its manifest says."""
+
+
+@contextmanager
+def verified_folder(target: Path, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Gives `NAME.tmp` to write files into; at the end they are synced, hashed and get the name `target`.
+
+    The manifest is the last file, and the rename comes after everything is on the disk, so a folder named `target` is
+    whole whatever happened. On an error the temporary folder is removed and `target`, if it was there, stays as it was.
+
+    Args:
+        target: The folder; one that is there is replaced.
+        facts: JSON values to keep in the manifest, covered by its own hash.
+    """
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            fsync_path(path)
+        _write_manifest(temporary, facts or {})
+        fsync_path(temporary)
+        if target.exists():
+            remove_folder(target)
+        temporary.rename(target)
+        fsync_path(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder so that no part of it is ever seen under its name."""
+    aside = folder.with_name(folder.name + DELETED)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, after its own hash was checked.
+
+    Raises:
+        NotVerified: It is missing, or not as it was written.
+    """
+    path = folder / MANIFEST
+    try:
+        entries = json.loads(path.read_bytes())
+        whole = entries["format"] == FORMAT and entries["seal"] == _seal(entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotVerified(f"{path} cannot be read ({error.__class__.__name__}: {error})") from None
+    if not whole:
+        raise NotVerified(f"{path} does not have the hash that it names")
+    result: dict[str, Any] = entries
+    return result
+
+
+def verify(folder: Path, threads: int | None = None) -> dict[str, Any]:
+    """Checks every file of a folder against its manifest, all blocks in parallel, and returns the manifest's facts.
+
+    Args:
+        folder: What `verified_folder` wrote.
+        threads: Blocks hashed at once; the number of cores unless told.
+
+    Raises:
+        NotVerified: Names the first file that is missing, too many, or not as it was written.
+    """
+    manifest = read_manifest(folder)
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    for name in sorted(present ^ set(files)):
+        state = "is missing" if name in files else "is not in its manifest"
+        raise NotVerified(f"{folder / name} {state}")
+    for name, entry in files.items():
+        size = (folder / name).stat().st_size
+        if size != entry["bytes"]:
+            raise NotVerified(f"{folder / name} has {size} bytes, its manifest names {entry['bytes']}")
+    found = _hashes_of({name: folder / name for name in files}, threads)
+    for name, entry in files.items():
+        for index, (expected, got) in enumerate(zip(entry["sha256"], found[name], strict=True)):
+            if expected != got:
+                start = index * BLOCK
+                raise NotVerified(f"{folder / name} is not as it was written, in the block that starts at byte {start}")
+    facts: dict[str, Any] = manifest["facts"]
+    return facts
+
+
+def newest_verified(
+    folders: Sequence[Path],
+    report: Callable[[str], None],
+    objection: Callable[[dict[str, Any]], str | None] | None = None,
+    threads: int | None = None,
+) -> tuple[Path, dict[str, Any]] | None:
+    """The first of `folders` that verifies, with its facts; tells `report` what is skipped and why.
+
+    Args:
+        folders: Newest first.
+        report: Told one sentence for each folder that is skipped.
+        objection: Looks at the facts of a folder and says why it will not do, None if it will.
+        threads: See `verify`.
+    """
+    for folder in folders:
+        try:
+            reason = objection(read_manifest(folder)["facts"]) if objection else None
+            if reason is None:
+                return folder, verify(folder, threads)
+        except (NotVerified, OSError) as error:
+            reason = str(error)
+        report(f"skipping {folder}: {reason}")
+    return None
+
+
+def numbered_folders(parent: Path, prefix: str) -> list[Path]:
+    """The folders `prefix` + number in `parent`, largest number first; unfinished and deleted ones are left out."""
+    found = [path for path in parent.glob(f"{prefix}*") if path.name[len(prefix) :].isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[len(prefix) :]), reverse=True)
+
+
+def keep_newest(parent: Path, prefix: str, keep: int) -> None:
+    """Removes all but the `keep` newest numbered folders, and what earlier writings or removals left unfinished."""
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    for folder in numbered_folders(parent, prefix)[keep:]:
+        remove_folder(folder)
+    for leftover in [*parent.glob(f"{prefix}*.tmp"), *parent.glob(f"{prefix}*{DELETED}")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    hashes = _hashes_of(paths, None)
+    files = {name: {"bytes": path.stat().st_size, "sha256": hashes[name]} for name, path in paths.items()}
+    # Through JSON once, so that what is sealed is what a reader gets.
+    entries = json.loads(json.dumps({"format": FORMAT, "block": BLOCK, "facts": dict(facts), "files": files}))
+    path = folder / MANIFEST
+    with path.open("w", encoding="utf-8") as file:
+        json.dump({**entries, "seal": _seal(entries)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _seal(entries: Mapping[str, Any]) -> str:
+    sealed = {key: value for key, value in entries.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _hashes_of(paths: Mapping[str, Path], threads: int | None) -> dict[str, list[str]]:
+    """SHA-256 of every block of every file; hashlib lets go of the interpreter, so threads are enough."""
+    jobs = [
+        (name, path, start) for name, path in paths.items() for start in range(0, max(path.stat().st_size, 1), BLOCK)
+    ]
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        digests = list(pool.map(lambda job: _hash_block(job[1], job[2]), jobs))
+    hashes: dict[str, list[str]] = {name: [] for name in paths}
+    for (name, _, _), digest in zip(jobs, digests, strict=True):
+        hashes[name].append(digest)
+    return hashes
+
+
+def _hash_block(path: Path, start: int) -> str:
+    with path.open("rb") as file:
+        size = min(BLOCK, os.fstat(file.fileno()).st_size - start)
+        if size <= 0:
+            return hashlib.sha256().hexdigest()
+        # Mapped, not read: hashing straight from the page cache saves a copy.
+        with mmap.mmap(file.fileno(), size, offset=start, access=mmap.ACCESS_READ) as block:
+            return hashlib.sha256(block).hexdigest()

@@ -1,0 +1,178 @@
+"""Verified folders: every flipped byte, cut and missing file is found; a crash leaves the old state or the new."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aquila2.heurimentor import verified
+from aquila2.heurimentor.verified import (
+    NotVerified,
+    keep_newest,
+    newest_verified,
+    numbered_folders,
+    read_manifest,
+    verified_folder,
+    verify,
+)
+
+IMPORTABLE = {"PYTHONPATH": str(Path(verified.__file__).parents[2])}
+
+
+def write(folder: Path, content: bytes = b"weights", facts: dict[str, object] | None = None) -> Path:
+    with verified_folder(folder, facts) as temporary:
+        (temporary / "model.bin").write_bytes(content)
+        (temporary / "empty").touch()
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "state.json").write_text('{"step": 7}')
+    return folder
+
+
+def test_what_was_written_verifies(tmp_path: Path) -> None:
+    folder = write(tmp_path / "step-1", facts={"step": 1, "head": {"chain": "ab"}, "loss": 0.1})
+    assert verify(folder) == {"step": 1, "head": {"chain": "ab"}, "loss": 0.1}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    write(folder, b"others")
+    assert verify(folder) == {} and (folder / "model.bin").read_bytes() == b"others"
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    folder = write(tmp_path / "step-1", bytes(range(50)), {"step": 1})
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            try:
+                facts = verify(folder)
+            except NotVerified:
+                continue
+            # Only white space of the manifest may change without changing what it says.
+            assert path.name == "manifest.json" and facts == {"step": 1} and chr(whole[place]).isspace()
+        path.write_bytes(whole)
+    assert verify(folder) == {"step": 1}
+
+
+def test_every_truncation_and_growth_is_found(tmp_path: Path) -> None:
+    folder = write(tmp_path / "step-1", bytes(range(20)), {"step": 1})
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        for cut in [*(whole[:size] for size in range(len(whole))), whole + b"\0"]:
+            path.write_bytes(cut)
+            with pytest.raises(NotVerified, match=path.name):
+                verify(folder)
+        path.write_bytes(whole)
+
+
+def test_missing_and_added_files(tmp_path: Path) -> None:
+    folder = write(tmp_path / "step-1")
+    (folder / "extra").touch()
+    with pytest.raises(NotVerified, match="extra is not in its manifest"):
+        verify(folder)
+    (folder / "extra").unlink()
+    (folder / "empty").unlink()
+    with pytest.raises(NotVerified, match="empty is missing"):
+        verify(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(NotVerified, match="cannot be read"):
+        verify(folder)
+
+
+def test_files_of_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "BLOCK", 4096)
+    content = os.urandom(3 * 4096 + 5)
+    folder = write(tmp_path / "step-1", content)
+    assert len(read_manifest(folder)["files"]["model.bin"]["sha256"]) == 4
+    for threads in (1, 2, None):
+        assert verify(folder, threads) == {}
+    (folder / "model.bin").write_bytes(content[:8200] + bytes([content[8200] ^ 1]) + content[8201:])
+    with pytest.raises(NotVerified, match="in the block that starts at byte 8192"):
+        verify(folder)
+
+
+def test_the_newest_that_verifies_is_taken(tmp_path: Path) -> None:
+    for step in (9, 10, 11, 100):
+        write(tmp_path / f"step-{step}", facts={"step": step})
+    (tmp_path / "step-100" / "model.bin").write_bytes(b"flipped")
+    (tmp_path / "step-101.tmp").mkdir()
+    said: list[str] = []
+    found = newest_verified(
+        numbered_folders(tmp_path, "step-"), said.append, lambda facts: "too new" if facts["step"] == 11 else None
+    )
+    assert found == (tmp_path / "step-10", {"step": 10})
+    assert len(said) == 2 and "model.bin" in said[0] and said[1].endswith("step-11: too new")
+    keep_newest(tmp_path, "step-", 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-100", "step-11"]
+    assert newest_verified([tmp_path / "nothing"], said.append) is None
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        keep_newest(tmp_path, "step-", 0)
+
+
+@pytest.mark.parametrize("fails", ["write", "fsync", "rename"])
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    folder = write(tmp_path / "latest", b"old")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    targets: dict[str, Callable[[], None]] = {
+        "write": lambda: monkeypatch.setattr(Path, "write_bytes", refuse),
+        "fsync": lambda: monkeypatch.setattr(os, "fsync", refuse),
+        "rename": lambda: monkeypatch.setattr(verified, "remove_folder", refuse),
+    }
+    targets[fails]()
+    with pytest.raises(OSError, match="No space left"):
+        write(folder, b"new")
+    monkeypatch.undo()
+    assert verify(folder) == {} and (folder / "model.bin").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+WRITER = """
+import os, signal, sys, time
+from pathlib import Path
+from aquila2.heurimentor.verified import keep_newest, verified_folder
+for attempt in range(int(sys.argv[2])):
+    root = Path(sys.argv[1]) / str(attempt)
+    root.mkdir()
+    child = os.fork()
+    if child:
+        while not (root / "step-0").exists():
+            time.sleep(0.001)
+        time.sleep(0.003 + 0.0037 * attempt % 0.1)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        continue
+    for step in range(100000):
+        with verified_folder(root / f"step-{step}", {"step": step}) as folder:
+            for name in "abc":
+                (folder / name).write_bytes(f"{name}{step}".encode() * 2000)
+        keep_newest(root, "step-", 2)
+        (root / "finished").write_bytes(str(step).encode())
+"""
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_writer_killed_anywhere_leaves_a_whole_newest_folder(tmp_path: Path, kills: int) -> None:
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    subprocess.run([sys.executable, str(script), str(runs), str(kills)], check=True, env={**os.environ, **IMPORTABLE})
+    for root in runs.iterdir():
+        said: list[str] = []
+        found = newest_verified(numbered_folders(root, "step-"), said.append)
+        noted = (root / "finished").read_bytes() if (root / "finished").exists() else b""
+        assert found is not None and found[1]["step"] >= int(noted or b"0") and not said
+        keep_newest(root, "step-", 1)
+        assert {path.name for path in root.iterdir()} <= {found[0].name, "finished"}
+
+
+def test_manifests_are_readable_json(tmp_path: Path) -> None:
+    manifest = json.loads((write(tmp_path / "step-1") / "manifest.json").read_text())
+    assert manifest["files"]["sub/state.json"]["bytes"] == 11
