@@ -11,6 +11,9 @@ from bench.timing import geometric_mean
 
 Row = dict[str, Any]
 
+# The share of the processor from which on other processes make a measurement doubtful.
+BUSY = 0.1
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -32,6 +35,7 @@ class Verdict:
     worst: float
     worst_shape: str
     rows: int
+    others_cpu: float  # the largest share that other processes had of the processor in any of the rows
 
     @property
     def decisive(self) -> float:
@@ -41,18 +45,26 @@ class Verdict:
     def met(self) -> bool:
         return self.decisive >= self.bar.bound if self.bar.op == ">=" else self.decisive <= self.bar.bound
 
+    @property
+    def in_words(self) -> str:
+        if self.others_cpu > BUSY:
+            return f"doubtful: other processes took {100 * self.others_cpu:.0f} %"
+        return "yes" if self.met else "NO"
+
 
 def judge(bar: Bar, rows: Sequence[Row]) -> Verdict | None:
     """Compares a bar with the rows of its suite; None where nothing was measured for it."""
     values = []
+    others_cpu = 0.0
     for row in rows:
         value = bar.value_of(row) if row["suite"] == bar.suite else None
         if value is not None and math.isfinite(value):
             values.append((value, f"{row['class']}, {row['shape']}"))
+            others_cpu = max(others_cpu, row.get("others_cpu", 0.0))
     if not values:
         return None
     worst, shape = min(values) if bar.op == ">=" else max(values)
-    return Verdict(bar, geometric_mean([value for value, _ in values]), worst, shape, len(values))
+    return Verdict(bar, geometric_mean([value for value, _ in values]), worst, shape, len(values), others_cpu)
 
 
 # ------------------------------------------------------------------------------------------ what is read from a row

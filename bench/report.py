@@ -14,12 +14,9 @@ from itertools import groupby
 from typing import Any
 
 from bench import charts, machine, results
-from bench.bars import BARS, Verdict, judge
+from bench.bars import BARS, BUSY, Verdict, judge
 from bench.roofline import roofline_seconds
 from bench.timing import geometric_mean
-
-# The share of the processor from which on other processes make a run doubtful.
-BUSY = 0.1
 
 Row = dict[str, Any]
 Files = dict[str, dict[str, Any]]
@@ -138,12 +135,18 @@ def verdicts(files: Files) -> list[Verdict]:
 
 
 def bars_table(files: Files) -> tuple[list[str], list[list[str]]]:
+    """Every bar, those that nobody measured too."""
     header = ["what", "bar", "measured", "worst case", "where", "met"]
+    rows = all_rows(files)
     lines = []
-    for verdict in verdicts(files):
-        bar = verdict.bar
-        cells = [bar.what, f"{bar.op} {bar.bound:g} ({bar.over})", f"{verdict.measured:.2f}", f"{verdict.worst:.2f}"]
-        lines.append([*cells, verdict.worst_shape, "yes" if verdict.met else "NO"])
+    for bar in BARS:
+        asked = [bar.what, f"{bar.op} {bar.bound:g} ({bar.over})"]
+        verdict = judge(bar, rows)
+        if verdict is None:
+            lines.append([*asked, "", "", "", "not measured"])
+            continue
+        found = [f"{verdict.measured:.2f}", f"{verdict.worst:.2f}", verdict.worst_shape]
+        lines.append([*asked, *found, verdict.in_words])
     return header, lines
 
 
@@ -173,9 +176,9 @@ def text_report(files: Files) -> str:
     for suite, content, header, lines in suite_tables(files):
         parts.append(f"{suite}   [{conditions(content)}]\n\n{aligned(header, lines)}")
     header, lines = bars_table(files)
-    if lines:
-        met = sum(line[-1] == "yes" for line in lines)
-        parts.append(f"bars: {met} of {len(lines)} measured ones met, {len(BARS)} in all\n\n{aligned(header, lines)}")
+    met = sum(line[-1] == "yes" for line in lines)
+    measured = sum(line[-1] != "not measured" for line in lines)
+    parts.append(f"bars: {met} of {measured} measured ones met, {len(lines)} in all\n\n{aligned(header, lines)}")
     busiest = max((row.get("others_cpu", 0.0) for row in all_rows(files)), default=0.0)
     if busiest > BUSY:
         parts.append(f"Other processes took up to {100 * busiest:.0f} % of the processor; repeat on a quiet machine.")

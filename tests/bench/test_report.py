@@ -109,6 +109,17 @@ def test_bars_take_the_mean_or_the_worst(files: dict[str, dict[str, Any]]) -> No
     assert judge(Bar("absent", "swiglu forward", "<=", 1.3, time_against("copy")), rows) is None
 
 
+def test_a_busy_machine_meets_no_bar_and_what_was_not_measured_is_said() -> None:
+    bar = next(bar for bar in BARS if bar.what == "training step, against HF Llama eager")
+    row = {"suite": bar.suite, "class": "fp32", "shape": "S 512", "peers": {"HF Llama eager": {"times_ours": 9.0}}}
+    for others, words in ((0.05, "yes"), (0.46, "doubtful: other processes took 46 %")):
+        verdict = judge(bar, [row | {"others_cpu": others}])
+        assert verdict is not None and verdict.in_words == words
+        _, lines = report.bars_table({"step": {"rows": [row | {"others_cpu": others}]}})
+        assert [line[-1] for line in lines if line[0] == bar.what] == [words]
+        assert [line[-1] for line in lines].count("not measured") == len(BARS) - 1
+
+
 def test_every_bar_names_a_suite_once() -> None:
     names = [bar.what for bar in BARS]
     assert len(names) == len(set(names))
