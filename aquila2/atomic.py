@@ -21,16 +21,25 @@ def fsync_path(path: Path) -> None:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; at the end it is synced and renamed to `path`, on an error removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path_beside(path)
     try:
         yield temporary
-        # The safetensors writer makes files that only their owner can read.
-        temporary.chmod(0o666 & ~_umask())
-        fsync_path(temporary)
+        settle(temporary)
         os.replace(temporary, path)
         fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def path_beside(path: Path) -> Path:
+    """A hidden name in the same folder for what is to become `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def settle(file: Path) -> None:
+    """Forces a written file to the disk, with the usual rights: safetensors makes files only their owner can read."""
+    file.chmod(0o666 & ~_umask())
+    fsync_path(file)
 
 
 def _umask() -> int:

@@ -13,14 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aquila2.atomic import atomic_path, atomic_write, fsync_path
+from aquila2.atomic import fsync_path, path_beside, settle
 from aquila2.config import Aquila2Config, read_json
 from aquila2.model import Aquila2ForCausalLM, MlpFactory, SwiGLU
 
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN_FILE, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-SHARD_PATTERN = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SHARD_PATTERN = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|pytorch_model-\d{5}-of-\d{5}\.bin")
+
+ZIP_MAGIC = b"PK\3\4"  # torch.save before torch 1.6 wrote no zip; such files load too, but cannot be memory-mapped
 
 # The first generation's shards carry a table that follows from the configuration.
 DERIVED_TENSORS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -116,9 +118,10 @@ def save_pretrained(
 ) -> None:
     """Saves a model as `config.json` and safetensors, in a form that `from_pretrained` and transformers read.
 
-    Every file is written beside its place, synced and renamed. Where a sharded checkpoint stood before, its index is
-    removed first and the new one written last, so an interrupted save leaves a folder that loaders refuse, never a
-    mixture of two models.
+    A folder never holds a mixture of two models. All files are first written under hidden names and synced: a save
+    that ends there has changed nothing. Then the old model goes, config and indexes first, and the new files get their
+    names, config last. A save that ends within these few renames leaves a folder without config, which loaders refuse,
+    and the new model under the hidden names.
 
     Args:
         model: The model.
@@ -137,22 +140,46 @@ def save_pretrained(
     config = model.config.replace(dtype=str(stored).removeprefix("torch."))
 
     shards = _split(tensors, max_shard_bytes)
-    for stale in (folder / SAFETENSORS_INDEX, folder / BIN_INDEX):
-        stale.unlink(missing_ok=True)
     names = [SAFETENSORS_FILE]
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        (folder / SAFETENSORS_FILE).unlink(missing_ok=True)
-    for name, shard in zip(names, shards, strict=True):
-        with atomic_path(folder / name) as temporary:
-            save_file({key: tensor.contiguous() for key, tensor in shard.items()}, temporary, {"format": "pt"})
-    atomic_write(folder / CONFIG_FILE, json.dumps(config.to_hf(), indent=2) + "\n")
+    held = dict(zip(names, shards, strict=True))
+    documents = {CONFIG_FILE: config.to_hf()}
     if len(shards) > 1:
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        weight_map = {key: name for name, shard in held.items() for key in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        atomic_write(folder / SAFETENSORS_INDEX, json.dumps(index, indent=2) + "\n")
-    _remove_stale_files(folder, set(names))
+        documents = {SAFETENSORS_INDEX: index, **documents}
+
+    beside = {name: path_beside(folder / name) for name in (*held, *documents)}
+    try:
+        for name, shard in held.items():
+            save_file({key: tensor.contiguous() for key, tensor in shard.items()}, beside[name], {"format": "pt"})
+            settle(beside[name])
+        for name, document in documents.items():
+            beside[name].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            settle(beside[name])
+    except BaseException:
+        for temporary in beside.values():
+            temporary.unlink(missing_ok=True)
+        raise
+    _remove_model(folder)
+    for name, temporary in beside.items():
+        if name == CONFIG_FILE:
+            fsync_path(folder)  # the config is there only if everything else is
+        os.replace(temporary, folder / name)
+    fsync_path(folder)
+
+
+def _remove_model(folder: Path) -> None:
+    """Removes config and indexes, then the weights that they belong to."""
+    for name in (CONFIG_FILE, SAFETENSORS_INDEX, BIN_INDEX):
+        (folder / name).unlink(missing_ok=True)
+    fsync_path(folder)
+    for entry in os.listdir(folder):
+        if entry in (SAFETENSORS_FILE, BIN_FILE) or SHARD_PATTERN.fullmatch(entry):
+            (folder / entry).unlink()
+    fsync_path(folder)
 
 
 def _weight_files(folder: Path) -> list[tuple[Path, set[str] | None]]:
@@ -178,7 +205,9 @@ def _read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
             for name in opened.keys():  # noqa: SIM118 - safe_open is not iterable
                 yield name, opened.get_tensor(name)
     else:
-        yield from torch.load(file, map_location="cpu", mmap=True, weights_only=True).items()
+        with file.open("rb") as opened_file:
+            mappable = opened_file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        yield from torch.load(file, map_location="cpu", mmap=mappable, weights_only=True).items()
 
 
 def _split(tensors: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
@@ -191,14 +220,6 @@ def _split(tensors: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tens
         shards[-1][name] = tensor
         filled += tensor.nbytes
     return shards
-
-
-def _remove_stale_files(folder: Path, kept: set[str]) -> None:
-    for entry in os.listdir(folder):
-        ours = entry in (SAFETENSORS_FILE, BIN_FILE) or SHARD_PATTERN.fullmatch(entry)
-        if ours and entry not in kept:
-            (folder / entry).unlink()
-    fsync_path(folder)
 
 
 def _listed(names: set[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,9 +61,11 @@ def test_old_bin_shards_with_derived_tables(tmp_path: Path, tiny_model: Aquila2F
     assert_same(from_pretrained(tmp_path), tiny_model)
 
 
-def test_single_bin(tmp_path: Path, tiny_model: Aquila2ForCausalLM) -> None:
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_single_bin(tmp_path: Path, tiny_model: Aquila2ForCausalLM, zipped: bool) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_model.config.to_hf()))
-    torch.save(tiny_model.state_dict(), tmp_path / "pytorch_model.bin")
+    state = tiny_model.state_dict()
+    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     assert_same(from_pretrained(tmp_path), tiny_model)
 
 
@@ -149,6 +153,66 @@ def test_failed_save_leaves_the_old_model(
         save_pretrained(Aquila2ForCausalLM(tiny_model.config), tmp_path)
     assert_same(from_pretrained(tmp_path), tiny_model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+FORMS = {"one file": 10**9, "shards": 100_000, "other shards": 200_000}
+
+
+def write_form(form: str, model: Aquila2ForCausalLM, folder: Path) -> None:
+    if form == "bin":
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(model.config.to_hf()))
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    else:
+        save_pretrained(model, folder, max_shard_bytes=FORMS[form])
+
+
+@pytest.mark.parametrize("new", FORMS)
+@pytest.mark.parametrize("old", [*FORMS, "bin"])
+def test_a_save_cut_anywhere_never_leaves_a_mixture(
+    tmp_path: Path, tiny_model: Aquila2ForCausalLM, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    """From its n-th step on nothing that touches the disk works any more, as if the process had been killed there."""
+    other = Aquila2ForCausalLM(tiny_model.config.replace(rope_theta=77.0)).eval()
+    outcomes: list[str] = []
+    left = 0
+
+    def dying(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError("killed")
+            return function(*arguments, **options)
+
+        return call
+
+    for step in range(1000):
+        folder = tmp_path / str(step)
+        write_form(old, tiny_model, folder)
+        left = step
+        with monkeypatch.context() as context:
+            context.setattr("aquila2.checkpoint.save_file", dying(save_file))
+            for name in ("replace", "unlink", "fsync"):
+                context.setattr(os, name, dying(getattr(os, name)))
+            context.setattr(Path, "write_text", dying(Path.write_text))
+            try:
+                save_pretrained(other, folder, max_shard_bytes=FORMS[new])
+                finished = True
+            except OSError:
+                finished = False
+        try:
+            loaded = from_pretrained(folder)
+            found = tiny_model if loaded.config == tiny_model.config else other
+            assert loaded.config == found.config
+            assert_same(loaded, found)
+            outcomes.append("new" if found is other else "old")
+        except FileNotFoundError:
+            outcomes.append("refused")
+        if finished:
+            break
+    assert outcomes == sorted(outcomes, key=["old", "refused", "new"].index)
+    assert outcomes[0] == "old" and outcomes[-1] == "new"
 
 
 def test_mlp_factory_is_passed_on(tmp_path: Path, tiny_model: Aquila2ForCausalLM) -> None:
