@@ -137,6 +137,41 @@ def check_new_rows(q: Tensor, rows: dict[str, tuple[Tensor, Tensor]], cache_seql
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; it must be (batch, seqlen_new, heads_k, head_dim) = {wanted}"
             )
+    _refuse_rows_of_caches(rows)
+
+
+def _refuse_rows_of_caches(rows: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """New rows that lie in a cache could be overwritten before they are read.
+
+    Where they begin is compared with the caches' storages, which costs two microseconds; only what may lie in one is
+    looked at closely. Tensors that torch traces have no addresses.
+    """
+    if torch.compiler.is_compiling():
+        return
+    spans = []
+    for cache_of, (new, cache) in rows.items():
+        if type(new) is not Tensor or type(cache) is not Tensor or not new.is_cpu:
+            return
+        storage = cache.untyped_storage()
+        spans.append((storage.data_ptr(), storage.nbytes(), cache, cache_of))
+    for name, (new, _) in rows.items():
+        begin, size = new.data_ptr(), new.nbytes
+        for storage_begin, storage_size, cache, cache_of in spans:
+            if -size < begin - storage_begin < storage_size and _share_memory(new, cache):
+                raise ValueError(
+                    f"{name} shares memory with the cache that {cache_of} is appended to, so that its rows could be "
+                    f"overwritten before they are read; give a copy ({name}.clone())"
+                )
+
+
+def _share_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether the stretches of memory from the first to the last element meet."""
+    if first.numel() == 0 or second.numel() == 0:
+        return False
+    return all(
+        a.data_ptr() <= b.data_ptr() + sum((n - 1) * s for n, s in zip(b.shape, b.stride())) * b.element_size()
+        for a, b in ((first, second), (second, first))
+    )
 
 
 def check_rotary_tables(q: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -274,3 +274,30 @@ def test_wrong_arguments() -> None:
             call(*arguments, **options)
     with torch.no_grad():
         call(q.clone().requires_grad_(), k_cache, v_cache, cache_seqlens=seqlens)
+
+
+def test_new_rows_that_lie_in_a_cache_are_refused_and_neighbours_are_not() -> None:
+    buffer = torch.randn(2, 12, 2, 16)
+    k_cache, v_cache, q = buffer[:, :8], torch.randn(2, 8, 2, 16), torch.randn(2, 4, 4, 16)
+    fresh = torch.randn(2, 4, 2, 16)
+    lengths = torch.full((2,), 2, dtype=torch.int32)
+    before = k_cache.clone()
+    for k, v, words in (
+        (k_cache[:, 0:4], fresh, "k shares memory with the cache that k is appended to"),
+        (fresh, v_cache[:, 4:8], "v shares memory with the cache that v is appended to"),
+        (fresh, k_cache[:, 1:5], "v shares memory with the cache that k is appended to"),
+        (torch.from_numpy(k_cache.numpy()[:, 2:6]), fresh, "k shares memory"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            flagattn.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths)
+    with pytest.raises(ValueError, match="k2 shares memory with the cache that k1 is appended to"):
+        flagattn.piecewise_attn_with_kvcache(
+            q, q, k_cache, v_cache, torch.randn(2, 8, 2, 16), 3, fresh, k_cache[:, 0:4], fresh, lengths
+        )
+    assert torch.equal(k_cache, before)
+    # Operands and caches cut from one buffer without a common element between first and last.
+    arena = torch.zeros(4 * 2 * 8 * 2 * 16)
+    k_cache, v_cache, k, v = arena.view(4, 2, 8, 2, 16).unbind()
+    k[:, :4], v[:, :4] = fresh, fresh
+    flagattn.flash_attn_with_kvcache(q, k_cache, v_cache, k[:, :4], v[:, :4], cache_seqlens=lengths)
+    assert torch.equal(k_cache[:, 2:6], fresh)
