@@ -60,8 +60,29 @@ def used_rows(cu_seqlens: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     return index, cumulative(used)
 
 
-def rows_of_pages(block_table: Tensor, page_size: int, lengths: Tensor, leftpad: Tensor | None = None) -> Tensor:
-    """Where the rows of each sequence lie in a (pages * page_size, ...) cache."""
-    starts = torch.zeros_like(lengths) if leftpad is None else leftpad.long()
+def rows_of_pages(cache: Tensor, block_table: Tensor, lengths: Tensor, leftpad: Tensor | None = None) -> Tensor:
+    """Where the rows of each sequence lie in a (pages, page size, ...) cache whose first two dimensions are joined.
+
+    Raises:
+        RuntimeError: A length is negative or beyond the pages of the table, or an entry in use is no page of the cache.
+    """
+    pages, page_size = cache.shape[:2]
+    capacity = block_table.shape[1] * page_size
+    starts = torch.zeros_like(lengths).long() if leftpad is None else leftpad.long()
+    if bool(((starts < 0) | (lengths < starts) | (lengths > capacity)).any()):
+        raise RuntimeError(
+            f"the lengths {_some(lengths)} with left paddings {_some(starts)} do not fit block_table, whose "
+            f"{block_table.shape[1]} pages of {page_size} rows hold from 0 to {capacity} rows of a sequence"
+        )
     sequence, row = rows_of_sequences(starts, lengths.long() - starts)
-    return block_table[sequence, row // page_size].long() * page_size + row % page_size
+    page = block_table[sequence, row // page_size].long()
+    if bool(((page < 0) | (page >= pages)).any()):
+        wrong = page[(page < 0) | (page >= pages)][0].item()
+        raise RuntimeError(
+            f"block_table has the entry {wrong} among those in use; the cache has pages 0 to {pages - 1}"
+        )
+    return page * page_size + row % page_size
+
+
+def _some(numbers: Tensor) -> str:
+    return str(numbers[:8].tolist()).replace("]", ", ...]" if numbers.numel() > 8 else "]")

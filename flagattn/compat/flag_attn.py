@@ -43,9 +43,10 @@ def flash_attention(
         out like q. Where any of the return_* arguments is set, always the five (out, log normaliser (batch, heads_q,
         seqlen_q) fp32, total attention (batch, heads_q, seqlen_k) fp32, seed, offset), None where not asked for. The
         total attention of a key is the sum over the queries of its probabilities before dropout; it has no gradient.
-        The integers seed and offset are the rng_state of flagattn.reference.dropout.dropout_keep_mask.
+        The integers seed and offset are the rng_state of flagattn.reference.dropout.dropout_keep_mask; without dropout
+        they are None too.
     """
-    rng_state = next_rng_state(dropout_p, q.device) if return_seed_offset else None
+    rng_state = next_rng_state(dropout_p, q.device) if return_seed_offset and dropout_p > 0.0 else None
     heads_first = (operand.transpose(1, 2) for operand in (q, k, v))
     out, lse = _native.flash_attn_func(*heads_first, dropout_p, sm_scale, causal, return_lse=True)
     out = out.transpose(1, 2)

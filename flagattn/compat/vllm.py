@@ -98,7 +98,7 @@ def flash_attn_varlen_func(
         if seqused_k is not None:
             if block_table is None:
                 raise ValueError("seqused_k is given without a block_table; packed keys have cu_seqlens_k")
-            rows = rows_of_pages(block_table, k.shape[1], seqused_k)
+            rows = rows_of_pages(k, block_table, seqused_k)
             k, v = k.flatten(0, 1)[rows], v.flatten(0, 1)[rows]
             cu_seqlens_k = cumulative(seqused_k)
         result, lse = _native.flash_attn_varlen_func(

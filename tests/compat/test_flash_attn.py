@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
 
 import flagattn
-from flagattn.compat import flash_attn
+from flagattn.compat import flash_attn, vllm
 from flagattn.compat.flash_attn import bert_padding
 from flagattn.compat.flash_attn import flash_attn_interface as interface
 from flagattn.compat.flash_attn.layers import rotary
 from flagattn.compat.flash_attn.losses.cross_entropy import CrossEntropyLoss
 from flagattn.compat.flash_attn.ops.rms_norm import RMSNorm
+
+
+def paged_call(function: str, table: list[list[int]], lengths: list[int]) -> Any:
+    """Two queries for each of two sequences of keys in 5 pages of 4 rows, by FlashAttention-2's or vLLM's function."""
+    q, k, v = randn(4, 2, 16), randn(5, 4, 2, 16, seed=1), randn(5, 4, 2, 16, seed=2)
+    cu_q, pages = torch.tensor([0, 2, 4], dtype=torch.int32), torch.tensor(table, dtype=torch.int32)
+    used = torch.tensor(lengths, dtype=torch.int32)
+    if function == "vllm":
+        return vllm.flash_attn_varlen_func(q, k, v, 2, cu_q, 8, seqused_k=used, block_table=pages)
+    cu_k = torch.cat([used.new_zeros(1), used.cumsum(0, dtype=torch.int32)])
+    return flash_attn.flash_attn_varlen_func(q, k, v, cu_q, cu_k, 2, 8, block_table=pages)
+
+
+@pytest.mark.parametrize("function", ["flash_attn", "vllm"])
+def test_wrong_pages_in_use_are_named_and_unused_ones_are_not_read(function: str) -> None:
+    expected = paged_call(function, [[3, 1], [0, 4]], [5, 4])
+    assert torch.equal(paged_call(function, [[3, 1], [0, -1]], [5, 4]), expected)
+    assert torch.equal(paged_call(function, [[3, 1], [0, 999]], [5, 4]), expected)
+    for page in (-1, 5, 999):
+        with pytest.raises(RuntimeError, match=f"block_table .*{page}"):
+            paged_call(function, [[3, page], [0, 4]], [5, 4])
+    with pytest.raises(RuntimeError, match="block_table"):
+        paged_call(function, [[3, 1], [0, 4]], [9, 4])
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, grad: bool = False) -> torch.Tensor:

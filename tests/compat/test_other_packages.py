@@ -237,3 +237,10 @@ def test_total_attention_sums_the_probabilities_by_key(causal: bool) -> None:
     torch.testing.assert_close(total, scores.softmax(-1).sum(-2).float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse, scores.logsumexp(-1).float(), rtol=1e-5, atol=1e-5)
     assert torch.equal(out, flag_attn.flash_attention(q, k, v, causal)) and seed is None and offset is None
+
+
+def test_flag_attn_gives_no_seed_without_dropout() -> None:
+    q = randn(1, 2, 5, 16)
+    assert flag_attn.flash_attention(q, q, q, return_seed_offset=True)[1:] == (None, None, None, None)
+    *_, seed, offset = flag_attn.flash_attention(q, q, q, dropout_p=0.1, return_seed_offset=True)
+    assert isinstance(seed, int) and isinstance(offset, int)

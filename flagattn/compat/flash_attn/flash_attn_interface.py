@@ -388,7 +388,7 @@ def _from_pages(
     k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, leftpad: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The sequences' keys and values one behind the other, copied out of (pages, page size, heads, head_dim)."""
-    rows = rows_of_pages(block_table, k.shape[1], lengths, leftpad)
+    rows = rows_of_pages(k, block_table, lengths, leftpad)
     return k.flatten(0, 1)[rows], v.flatten(0, 1)[rows]
 
 
