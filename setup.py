@@ -5,6 +5,7 @@ FLAGATTN_CUDA_ARCHS (CMake's notation), MAX_JOBS, CMAKE_ARGS.
 """
 
 import fcntl
+import filecmp
 import os
 import shlex
 import shutil
@@ -60,6 +61,18 @@ def check_compiler():
         )
 
 
+def open_lock(folder):
+    """The build folder, made if needed, with a file in it that one build at a time locks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / ".lock", "w")
+    except OSError as error:
+        raise SystemExit(
+            f"flagattn: building needs to write to {folder} ({error.strerror}); build from a copy of the sources that "
+            "you may write to."
+        ) from None
+
+
 class CMakeBuild(build_ext):
     """One CMake build serves both libraries; `flagattn._C` only stands for them towards setuptools."""
 
@@ -70,8 +83,7 @@ class CMakeBuild(build_ext):
         # in a folder that pip deletes afterwards: a folder of its own, or else `ninja` in the usual one would break.
         isolated = not Path(torch.__file__).is_relative_to(sys.prefix)
         folder = ROOT / "build" / (sysconfig.get_platform() + ("-isolated" if isolated else ""))
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
+        with open_lock(folder) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.build_libraries(folder, torch, cpp_extension)
             self.place_libraries(folder)
@@ -97,7 +109,8 @@ class CMakeBuild(build_ext):
         self.run_step([cmake, "--build", str(folder), "--parallel", jobs])
 
     def place_libraries(self, folder):
-        """Wheels get stripped copies; an in-place build has been copied by the link step, so that `ninja` suffices."""
+        """Wheels get stripped copies. An in-place build has been copied by its link step, so that `ninja` suffices; but
+        where nothing was linked, the copy may be that of another build, e.g. of pip's isolated one."""
         if not self.is_in_place():
             target = Path(self.build_lib).resolve() / "flagattn"
             self.run_step([find_tool("cmake"), "--install", str(folder), "--strip", "--prefix", str(target)])
@@ -106,8 +119,10 @@ class CMakeBuild(build_ext):
             library, copy = folder / "lib" / name, ROOT / "flagattn" / name
             if not library.exists():
                 copy.unlink(missing_ok=True)
-            elif not copy.exists():
-                shutil.copy2(library, copy)
+            elif not (copy.exists() and filecmp.cmp(library, copy, shallow=False)):
+                # By a rename, so that running processes keep the file that they have mapped.
+                shutil.copy2(library, copy.with_suffix(".so.new"))
+                copy.with_suffix(".so.new").replace(copy)
 
     def is_in_place(self):
         return self.inplace or self.editable_mode

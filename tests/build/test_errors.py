@@ -97,6 +97,15 @@ def test_build_without_a_compiler(tmp_path: Path) -> None:
     assert "apt install g++" in line
 
 
+def test_build_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "build").write_text("a file where the build folder would be, which stops root too\n")
+    done = run("setup.py", "-q", "build_ext", cwd=tmp_path)
+    assert last_line(done).startswith(f"flagattn: building needs to write to {tmp_path / 'build'}")
+    assert "Traceback" not in done.stderr
+
+
 def test_metadata_needs_no_torch(no_torch: Path) -> None:
     done = run("setup.py", "-q", "--version", PYTHONPATH=str(no_torch))
     assert done.returncode == 0, done.stderr
