@@ -14,6 +14,14 @@ struct Float16 {
   uint16_t bits;
 };
 
+// Operands of matrix products only.
+struct Float8E4M3 {
+  uint8_t bits;
+};
+struct Float8E5M2 {
+  uint8_t bits;
+};
+
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // Calls `body` with a value of the C++ type behind `dtype`: dispatch(dtype, [&]<typename T>(T) { ... }).

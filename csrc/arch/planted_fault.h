@@ -17,6 +17,13 @@ enum class Fault {
   kMissingRescale,
   kMissingWarpSync,
   kDivergentCollective,
+  // In the small kernels of tests/host_exec/instructions:
+  kMissingSignal,
+  kUnorderedSignal,
+  kMissingProxyFence,
+  kMissingProductFence,
+  kMissingGlobalWait,
+  kMissingExpectation,
 };
 
 #if defined(FLAGATTN_PLANT_FAULTS)

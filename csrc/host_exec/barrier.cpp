@@ -3,8 +3,9 @@
 
 namespace flagattn::host_exec {
 
-void barrier(int id, int threads, bool wait) {
-  FLAGATTN_HOST_EXEC_FRAME;
+namespace {
+
+void meet(const void* place, int id, int threads, bool wait) {
   static constexpr const char* kNames[16] = {
       "barrier 0", "barrier 1", "barrier 2",  "barrier 3",  "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
       "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
@@ -15,6 +16,10 @@ void barrier(int id, int threads, bool wait) {
   Barrier& b = machine->barriers[id];
   if (b.arrived > 0 && b.threads != threads) {
     fail("barrier %d is used for %d threads while others use it for %d", id, threads, b.threads);
+  }
+  if (self->warp->accesses.executes(place, self->lane)) {
+    count(Instruction::kBarrier);
+    machine->counters.barrier_waits += wait;
   }
   tsan::Token& token = machine->tokens->barrier[id][b.phase % 2];
   tsan::release(token);
@@ -35,9 +40,16 @@ void barrier(int id, int threads, bool wait) {
   may_yield();
 }
 
+}  // namespace
+
+void barrier(int id, int threads, bool wait) {
+  FLAGATTN_HOST_EXEC_FRAME;
+  meet(__builtin_return_address(0), id, threads, wait);
+}
+
 void barrier_whole_block() {
   FLAGATTN_HOST_EXEC_FRAME;
-  barrier(0, machine->shape.threads, true);
+  meet(__builtin_return_address(0), 0, machine->shape.threads, true);
 }
 
 }  // namespace flagattn::host_exec

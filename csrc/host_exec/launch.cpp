@@ -1,10 +1,10 @@
-// Launches: blocks run independently of each other, as many at a time as there are workers.
+// Launches: as many blocks run at a time as there are workers.
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -40,7 +40,7 @@ std::byte* fresh_shared_memory(std::byte* old, size_t bytes) {
   return old;
 }
 
-void run_block(Machine& m, int block) {
+void start_block(Machine& m, int block) {
   m.block = block;
   m.failed = false;
   m.random = Random(m.options.seed * 1000003ull + block);
@@ -49,9 +49,17 @@ void run_block(Machine& m, int block) {
   m.shared = fresh_shared_memory(m.shared, m.shape.shared_bytes);
   m.tokens = std::make_unique<BlockTokens>();
   for (Barrier& b : m.barriers) b = Barrier{};
+  m.mbarriers.clear();
+  m.loads.clear();
+  m.warpgroup_products.assign(m.warps.size() / 4 + 1, {});
+  m.hidden_by.assign(m.shape.shared_bytes / 16 + 1, 0);
   for (Warp& warp : m.warps) {
     warp.alive = warp.ready = kAllLanes;
-    warp.arrived = 0;
+    for (Meeting& meeting : warp.meetings) meeting.mask = 0;
+    warp.products.closed.clear();
+    warp.products.open.clear();
+    warp.products.issued = warp.products.committed = 0;
+    std::fill_n(warp.products.waited, kWarpSize, 0);
     warp.priority = static_cast<int>(m.random.next() % 1000);
   }
   for (Thread& thread : m.threads) {
@@ -59,9 +67,130 @@ void run_block(Machine& m, int block) {
     thread.waits_at = nullptr;
     Copies& copies = thread.copies;
     copies.issued = copies.landed = copies.groups = copies.groups_waited = 0;
+    thread.awaited = {};
+    thread.bulk = {};
+    thread.registers_handed_over = false;
+    thread.hides.clear();
   }
-  run_threads();
 }
+
+// One worker's blocks: every `workers`-th of the grid, started in order. Which worker gets a block is fixed: what
+// ThreadSanitizer can see of races between blocks must not depend on luck.
+class Worker {
+ public:
+  Worker(int index, int workers, const LaunchShape& shape, void (*body)(const void*), const void* closure,
+         Residents& residents)
+      : index_(index),
+        step_(workers),
+        next_(index),
+        shape_(shape),
+        body_(body),
+        closure_(closure),
+        residents_(residents),
+        random_(global_options.seed + 77ull * index) {
+    if (global_options.resident > 0) most_ = std::max(global_options.resident / workers, 1);
+  }
+
+  // Returns the first error.
+  Status run() {
+    Status status;
+    while (status.ok() && !residents_.stopped()) {
+      const uint64_t seen = residents_.changes();
+      Machine* m = choose();
+      if (m != nullptr) {
+        status = run(*m);
+      } else if (running_.empty()) {
+        break;
+      } else if (!residents_.wait_for_change(index_, seen)) {
+        status = Status::error("deadlock between blocks: " + waiting_blocks());
+      }
+    }
+    if (!status.ok()) residents_.stop();
+    residents_.worker_ends(index_);
+    for (auto& m : machines_) tsan::acquire(m->end_token);
+    return status;
+  }
+
+  Counters counters() const {
+    Counters sum;
+    for (const auto& m : machines_) sum.add(m->counters);
+    return sum;
+  }
+
+ private:
+  // A block that can go on, or else the next to start; under seeds either. Null if there is none.
+  Machine* choose() {
+    std::vector<Machine*> able;
+    for (Machine* m : running_) {
+      if (can_continue(*m)) able.push_back(m);
+    }
+    const bool may_start = next_ < shape_.blocks && static_cast<int>(running_.size()) < most_;
+    if (global_options.seed != 0 && may_start && random_.one_in(2)) able.clear();
+    if (!able.empty()) return able[global_options.seed != 0 ? random_.next() % able.size() : 0];
+    return may_start ? start() : nullptr;
+  }
+
+  // Under ThreadSanitizer two machines take turns at least, since blocks on one share its threads' contexts.
+  Machine* start() {
+    Machine* m;
+    if (free_.size() < (tsan::kEnabled ? 2 : 1)) {
+      m = machines_.emplace_back(std::make_unique<Machine>(shape_, global_options)).get();
+      m->body = body_;
+      m->closure = closure_;
+      m->residents = &residents_;
+    } else {
+      m = free_.front();
+      free_.pop_front();
+    }
+    running_.push_back(m);
+    start_block(*m, next_);
+    started_ = m;
+    next_ += step_;
+    return m;
+  }
+
+  // Until the block ends or waits for others.
+  Status run(Machine& m) {
+    machine = &m;
+    if (started_ == &m) {
+      started_ = nullptr;
+      run_threads();
+    } else {
+      continue_threads();
+    }
+    machine = nullptr;
+    if (m.failed) return Status::error(m.failure);
+    if (m.live > 0) return Status::success();
+    if (!m.loads.empty()) {
+      return Status::error("block " + std::to_string(m.block) +
+                           ": its threads have returned while bulk loads are under way");
+    }
+    for (Warp& warp : m.warps) warp.accesses.settle(m.counters);
+    running_.erase(std::find(running_.begin(), running_.end(), &m));
+    free_.push_back(&m);
+    return Status::success();
+  }
+
+  std::string waiting_blocks() const {
+    std::string text;
+    for (const Machine* m : running_) {
+      text += (text.empty() ? "block " : "; block ") + std::to_string(m->block) + ": " + waiting_places(*m);
+    }
+    return text;
+  }
+
+  int index_, step_, next_;
+  int most_ = INT32_MAX;
+  const LaunchShape& shape_;
+  void (*body_)(const void*);
+  const void* closure_;
+  Residents& residents_;
+  Random random_;
+  std::vector<std::unique_ptr<Machine>> machines_;
+  std::vector<Machine*> running_;
+  std::deque<Machine*> free_;
+  Machine* started_ = nullptr;  // and not yet run
+};
 
 }  // namespace
 
@@ -80,7 +209,6 @@ Machine::Machine(const LaunchShape& shape, const Options& options)
     thread.fiber.stack = stacks.of(i);
     thread.fiber.stack_bytes = Stacks::kBytes;
     thread.fiber.tsan_context = tsan::create();
-    thread.copies.engine = tsan::create();
   }
   for (int i = 0; i < static_cast<int>(warps.size()); ++i) {
     warps[i].index = i;
@@ -89,9 +217,12 @@ Machine::Machine(const LaunchShape& shape, const Options& options)
 }
 
 Machine::~Machine() {
+  for (Warp& warp : warps) {
+    if (warp.products.engine != nullptr) tsan::destroy(warp.products.engine);
+  }
   for (Thread& thread : threads) {
     tsan::destroy(thread.fiber.tsan_context);
-    tsan::destroy(thread.copies.engine);
+    if (thread.copies.engine != nullptr) tsan::destroy(thread.copies.engine);
   }
   if constexpr (tsan::kEnabled) {
     if (shared != nullptr) munmap(shared, shape.shared_bytes);
@@ -114,30 +245,17 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
     return Status::error("a block with " + std::to_string(shape.shared_bytes) +
                          " bytes of shared memory; 232448 are allowed");
   }
-  std::atomic<bool> stopped{false};
-  std::mutex mutex;
-  Status status;
-  Counters sum;
   const int workers = std::clamp(global_options.workers, 1, std::max(shape.blocks, 1));
-  // Which worker gets a block is fixed: what ThreadSanitizer can see of races between blocks must not depend on luck.
-  const auto work = [&](int worker) {
-    Machine m(shape, global_options);
-    m.body = body;
-    m.closure = closure;
-    machine = &m;
-    for (int block = worker; block < shape.blocks && !m.failed && !stopped; block += workers) run_block(m, block);
-    tsan::acquire(m.end_token);
-    machine = nullptr;
+  Residents residents(workers);
+  std::mutex mutex;
+  Status first_error;
+  Counters sum;
+  const auto work = [&](int index) {
+    Worker worker(index, workers, shape, body, closure, residents);
+    const Status status = worker.run();
     const std::lock_guard<std::mutex> lock(mutex);
-    if (m.failed) {
-      stopped = true;
-      if (status.ok()) status = Status::error(m.failure);
-    }
-    sum.matrix_products += m.counters.matrix_products;
-    sum.matrix_loads += m.counters.matrix_loads;
-    sum.bank_conflicts += m.counters.bank_conflicts;
-    sum.async_bytes_read += m.counters.async_bytes_read;
-    sum.global_bytes_written += m.counters.global_bytes_written;
+    if (first_error.ok()) first_error = status;
+    sum.add(worker.counters());
   };
   if (workers == 1) {
     work(0);
@@ -147,7 +265,7 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
     for (std::thread& thread : pool) thread.join();
   }
   global_counters = sum;
-  return status;
+  return first_error;
 }
 
 }  // namespace flagattn::host_exec

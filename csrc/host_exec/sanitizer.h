@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #if defined(FLAGATTN_HOST_EXEC_ASAN)
 #include <sanitizer/common_interface_defs.h>
@@ -22,6 +23,12 @@ void __tsan_acquire(void* token);
 void __tsan_release(void* token);
 void __tsan_read_range(void* begin, unsigned long bytes);
 void __tsan_write_range(void* begin, unsigned long bytes);
+unsigned __tsan_atomic32_load(const volatile unsigned* address, int order);
+unsigned long long __tsan_atomic64_load(const volatile unsigned long long* address, int order);
+int __tsan_atomic32_compare_exchange_strong(volatile unsigned* address, unsigned* expected, unsigned value, int order,
+                                            int failure_order);
+int __tsan_atomic64_compare_exchange_strong(volatile unsigned long long* address, unsigned long long* expected,
+                                            unsigned long long value, int order, int failure_order);
 void __tsan_func_entry(void* caller);
 void __tsan_func_exit();
 }
@@ -59,6 +66,43 @@ inline void write(void*, size_t) {}
 inline void enter(void*) {}
 inline void leave() {}
 #endif
+
+// Atomic accesses to words that several workers share, relaxed unless they acquire or release.
+#if defined(FLAGATTN_HOST_EXEC_TSAN)
+inline uint32_t load(const uint32_t* word, bool acquire) {
+  return __tsan_atomic32_load(word, acquire ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED);
+}
+inline uint64_t load(const uint64_t* word, bool acquire) {
+  return __tsan_atomic64_load(reinterpret_cast<const unsigned long long*>(word),
+                              acquire ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED);
+}
+inline bool compare_exchange(uint32_t* word, uint32_t* expected, uint32_t value, bool release) {
+  return __tsan_atomic32_compare_exchange_strong(word, expected, value, release ? __ATOMIC_RELEASE : __ATOMIC_RELAXED,
+                                                 __ATOMIC_RELAXED) != 0;
+}
+inline bool compare_exchange(uint64_t* word, uint64_t* expected, uint64_t value, bool release) {
+  return __tsan_atomic64_compare_exchange_strong(reinterpret_cast<unsigned long long*>(word),
+                                                 reinterpret_cast<unsigned long long*>(expected), value,
+                                                 release ? __ATOMIC_RELEASE : __ATOMIC_RELAXED, __ATOMIC_RELAXED) != 0;
+}
+#else
+template <typename Word>
+Word load(const Word* word, bool acquire) {
+  return __atomic_load_n(word, acquire ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED);
+}
+template <typename Word>
+bool compare_exchange(Word* word, Word* expected, Word value, bool release) {
+  return __atomic_compare_exchange_n(word, expected, value, false, release ? __ATOMIC_RELEASE : __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED);
+}
+#endif
+
+// memcpy, but never a call that ThreadSanitizer would take for an access of the running thread.
+inline void copy_unseen(void* to, const void* from, size_t bytes) {
+  auto* out = static_cast<unsigned char*>(to);
+  const auto* in = static_cast<const unsigned char*>(from);
+  for (size_t i = 0; i < bytes; ++i) out[i] = in[i];
+}
 
 // Puts the kernel's line into reports about accesses that the runner makes in its name.
 class Frame {

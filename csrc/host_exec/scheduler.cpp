@@ -1,6 +1,7 @@
 // Which thread runs. Fibers give way only at collectives and waits. With seed 0 warps take turns; otherwise the ready
 // warp of the highest random priority runs and now and then drops behind all others, which lets single warps run far
 // ahead or behind.
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -22,7 +23,15 @@ void switch_to(Thread* next) {
   switch_fiber(previous != nullptr ? previous->fiber : machine->main, to, previous != nullptr && previous->done);
 }
 
-Thread* first_ready_lane(Warp& warp) { return &warp.lanes[__builtin_ctz(warp.ready)]; }
+// Under seeds not always the lowest.
+Thread* first_ready_lane(Warp& warp) {
+  uint32_t lanes = warp.ready;
+  if (machine->options.seed != 0) {
+    const uint32_t upper = lanes & ~0u << machine->random.next() % kWarpSize;
+    if (upper != 0) lanes = upper;
+  }
+  return &warp.lanes[__builtin_ctz(lanes)];
+}
 
 Warp* choose_warp() {
   const int count = static_cast<int>(machine->warps.size());
@@ -37,32 +46,30 @@ Warp* choose_warp() {
   return chosen;
 }
 
-// "warp 0: 31 lanes at mma.sync, 1 lane at barrier 0; warp 1: ..."
-std::string waiting_places() {
-  std::string text;
-  for (Warp& warp : machine->warps) {
-    std::string places;
-    for (uint32_t left = warp.alive; left != 0;) {
-      const char* where = warp.lanes[__builtin_ctz(left)].waits_at;
-      int lanes = 0;
-      for (int lane = 0; lane < kWarpSize; ++lane) {
-        if ((left >> lane & 1) == 0 || warp.lanes[lane].waits_at != where) continue;
-        left &= ~(1u << lane);
-        ++lanes;
-      }
-      places += (places.empty() ? "" : ", ") + std::to_string(lanes) + (lanes == 1 ? " lane at " : " lanes at ") +
-                (where != nullptr ? where : "no wait");
-    }
-    text +=
-        (text.empty() ? "warp " : "; warp ") + std::to_string(warp.index) + ": " + (places.empty() ? "ended" : places);
+// Lets those go on whose wait for other blocks is over; false if no one waits for any.
+bool wake_from_global_waits() {
+  bool waiting = false;
+  for (Thread& thread : machine->threads) {
+    if (thread.awaited.counter == nullptr) continue;
+    waiting = true;
+    if (thread.awaited.is_there()) wake(*thread.warp, 1u << thread.lane);
   }
-  return text;
+  return waiting;
 }
 
-void run_another() {
+// `resumes` says that other blocks have had their turn.
+void run_another(bool resumes = false) {
+  if (machine->options.copies == CopyTiming::kRandom && machine->random.one_in(4)) land_a_load();
+  while (choose_warp() == nullptr && land_a_load()) {
+  }
   if (Warp* warp = choose_warp()) return switch_to(first_ready_lane(*warp));
   if (machine->live == 0) return switch_to(nullptr);
-  fail("deadlock: %s", waiting_places().c_str());
+  const bool lets_others_run = !resumes && machine->options.seed != 0 && machine->random.one_in(2);
+  if (lets_others_run && can_continue(*machine)) return switch_to(nullptr);
+  const bool waiting = wake_from_global_waits();
+  if (Warp* warp = choose_warp()) return switch_to(first_ready_lane(*warp));
+  if (waiting) return switch_to(nullptr);
+  fail("deadlock: %s", waiting_places(*machine).c_str());
 }
 
 void thread_main() {
@@ -70,7 +77,12 @@ void thread_main() {
   tsan::acquire(machine->start_token);
   machine->body(machine->closure);
   check_copies_at_exit(self->copies);
-  if (self->warp->arrived != 0) fail("the thread returns while lanes of its warp wait at %s", self->warp->collective);
+  check_bulk_at_exit(self->bulk);
+  check_products_at_exit(self->warp->products);
+  for (const Meeting& meeting : self->warp->meetings) {
+    if ((meeting.mask >> self->lane & 1) != 0)
+      fail("the thread returns while lanes of its warp wait at %s", meeting.name);
+  }
   tsan::release(machine->end_token);
   self->done = true;
   self->warp->alive &= ~(1u << self->lane);
@@ -99,6 +111,27 @@ void fail(const char* format, ...) {
   std::abort();
 }
 
+std::string waiting_places(const Machine& m) {
+  std::string text;
+  for (const Warp& warp : m.warps) {
+    std::string places;
+    for (uint32_t left = warp.alive; left != 0;) {
+      const char* where = warp.lanes[__builtin_ctz(left)].waits_at;
+      int lanes = 0;
+      for (int lane = 0; lane < kWarpSize; ++lane) {
+        if ((left >> lane & 1) == 0 || warp.lanes[lane].waits_at != where) continue;
+        left &= ~(1u << lane);
+        ++lanes;
+      }
+      places += (places.empty() ? "" : ", ") + std::to_string(lanes) + (lanes == 1 ? " lane at " : " lanes at ") +
+                (where != nullptr ? where : "no wait");
+    }
+    text +=
+        (text.empty() ? "warp " : "; warp ") + std::to_string(warp.index) + ": " + (places.empty() ? "ended" : places);
+  }
+  return text;
+}
+
 void wait_at(const char* where) {
   Thread* me = self;
   me->waits_at = where;
@@ -124,6 +157,15 @@ void run_threads() {
   tsan::release(machine->start_token);
   self = nullptr;
   run_another();
+}
+
+void continue_threads() {
+  self = nullptr;
+  run_another(/*resumes=*/true);
+}
+
+bool can_continue(const Machine& m) {
+  return std::any_of(m.threads.begin(), m.threads.end(), [](const Thread& t) { return t.awaited.is_there(); });
 }
 
 }  // namespace flagattn::host_exec

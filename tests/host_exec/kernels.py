@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ def set_schedule(*, seed: int = 0, copies: str = "lazy", workers: int = 2) -> No
     module.set_options(seed, getattr(module.CopyTiming, copies), workers)
 
 
-def counters() -> dict[str, int]:
-    """What the last kernel did."""
+def counters() -> dict[str, Any]:
+    """What the last kernel did (host_exec.h's Counters); "instructions" is a dict by class."""
     return host_exec_module().counters()
 
 

@@ -187,7 +187,8 @@ int run(const Problem& p) {
   const double bound = 2.0 * unit * largest, lse_bound = 2e-5;
   const auto& counters = host_exec::counters();
   std::printf("out error %.3e (bound %.3e), lse error %.3e (bound %.3e), %lld products, %lld bank conflicts\n",
-              errors.out, bound, errors.lse, lse_bound, static_cast<long long>(counters.matrix_products),
+              errors.out, bound, errors.lse, lse_bound,
+              static_cast<long long>(counters[host_exec::Instruction::kMatrixProduct]),
               static_cast<long long>(counters.bank_conflicts));
   return errors.out <= bound && errors.lse <= lse_bound ? 0 : 1;
 }

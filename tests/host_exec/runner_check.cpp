@@ -9,13 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "arch/ptx/atomic.cuh"
 #include "arch/ptx/barrier.cuh"
 #include "arch/ptx/copy.cuh"
 #include "arch/ptx/launch.cuh"
 #include "arch/ptx/math.cuh"
 #include "arch/ptx/matrix.cuh"
+#include "arch/ptx/matrix_product.cuh"
 #include "arch/ptx/warp.cuh"
 #include "host_exec/host_exec.h"
+#include "tests/host_exec/counter_checks.h"
 
 namespace flagattn {
 namespace {
@@ -209,6 +212,40 @@ bool shared_memory_has_an_end() {
       1, 32);
   return stops_with(status, "lies outside the block's 4096 bytes");
 }
+bool lanes_of_a_mask_must_agree() {
+  const Status status = run(
+      [](const Arguments) {
+        const uint32_t lane = 1u << ptx::thread_index();
+        ptx::sync_warp(lane < 16 ? 0xffu : ptx::kAllLanes);
+      },
+      1, 32);
+  return stops_with(status, "lanes of one bar.warp.sync give the masks");
+}
+bool masks_hold_the_caller() {
+  return stops_with(run([](const Arguments) { static_cast<void>(ptx::ballot(true, 1)); }, 1, 32),
+                    "vote.sync with the mask 0x00000001, which lacks the lane that calls");
+}
+bool shuffles_read_inside_the_mask() {
+  const Status status = run(
+      [](const Arguments) {
+        if (ptx::thread_index() < 16) static_cast<void>(ptx::shuffle(1, 20, 0xffffu));
+      },
+      1, 32);
+  return stops_with(status, "shfl.sync reads lane 20, which the mask 0x0000ffff lacks");
+}
+bool blocks_must_be_resident_together() {
+  static uint32_t counter;
+  counter = 0;
+  host_exec::options().resident = 1;
+  const Status status = run(
+      [](const Arguments) {
+        if (ptx::thread_index() != 0) return;
+        if (ptx::block_index() == 0) ptx::global_wait(&counter, 1);
+        ptx::signal(&counter);
+      },
+      2, 32);
+  return stops_with(status, "deadlock between blocks: block 0: warp 0: 1 lane at global_wait");
+}
 bool odd_blocks_are_refused() {
   return stops_with(run([](const Arguments) {}, 1, 33), "the runner takes whole warps");
 }
@@ -221,6 +258,16 @@ bool race_between_warps() {
 bool race_between_blocks() {
   std::vector<float> out(1);
   host_exec::options().workers = 2;
+  return run(
+             [](const Arguments a) {
+               if (ptx::thread_index() == 0) a.out[0] = 1.0f;
+             },
+             2, 32, {out.data(), nullptr})
+      .ok();
+}
+// Neighbouring blocks do not become ordered by running one after the other.
+bool race_between_blocks_of_a_worker() {
+  std::vector<float> out(1);
   return run(
              [](const Arguments a) {
                if (ptx::thread_index() == 0) a.out[0] = 1.0f;
@@ -251,6 +298,10 @@ int run_check(const std::string& name, uint32_t seed) {
       {"named_barriers_hand_over", named_barriers_hand_over},
       {"matrices_multiply", matrices_multiply},
       {"copies_fill_with_zeros", copies_fill_with_zeros},
+      {"global_sectors_are_counted", counter_checks::global_sectors_are_counted},
+      {"bank_conflicts_are_counted", counter_checks::bank_conflicts_are_counted},
+      {"matrix_conflicts_are_counted", counter_checks::matrix_conflicts_are_counted},
+      {"instructions_are_counted", counter_checks::instructions_are_counted},
       {"deadlock_is_named", deadlock_is_named},
       {"divergence_is_named", divergence_is_named},
       {"returned_lanes_are_named", returned_lanes_are_named},
@@ -258,8 +309,13 @@ int run_check(const std::string& name, uint32_t seed) {
       {"misaligned_copies_stop", misaligned_copies_stop},
       {"shared_memory_has_an_end", shared_memory_has_an_end},
       {"odd_blocks_are_refused", odd_blocks_are_refused},
+      {"lanes_of_a_mask_must_agree", lanes_of_a_mask_must_agree},
+      {"masks_hold_the_caller", masks_hold_the_caller},
+      {"shuffles_read_inside_the_mask", shuffles_read_inside_the_mask},
+      {"blocks_must_be_resident_together", blocks_must_be_resident_together},
       {"race_between_warps", race_between_warps},
       {"race_between_blocks", race_between_blocks},
+      {"race_between_blocks_of_a_worker", race_between_blocks_of_a_worker},
       {"race_with_copy", race_with_copy},
   };
   if (name == "list") {

@@ -137,14 +137,18 @@ def test_work_is_what_the_mask_leaves(seqlen_q: int, seqlen_k: int, mask: dict, 
     block_m, block_n, _ = kernels.host_exec_module().attention_forward_sm80_tile(head_dim)
     tiles = visible_tiles(case)
     products_per_tile = 2 * (block_m * block_n * head_dim) // (16 * 8 * 16)
-    assert done["matrix_products"] == tiles * products_per_tile
+    assert done["instructions"]["matrix_product"] == tiles * products_per_tile
+    assert done["matrix_flops"] == tiles * 4 * block_m * block_n * head_dim
     assert done["bank_conflicts"] == 0
     assert done["global_bytes_written"] == seqlen_q * head_dim * 2
+    # Rows of 128 or 256 bytes are read and written in whole sectors.
+    assert done["global_sectors_written"] == done["global_bytes_written"] // 32
+    assert done["global_sectors_read"] == done["global_bytes_read"] // 32
     # Queries once, keys and values once per tile of queries, nothing for rows that do not exist.
-    assert done["async_bytes_read"] <= seqlen_q * head_dim * 2 + tiles * 2 * block_n * head_dim * 2
+    assert done["global_bytes_read"] <= seqlen_q * head_dim * 2 + tiles * 2 * block_n * head_dim * 2
     if not mask:
         query_tiles = -(-seqlen_q // block_m)
-        assert done["async_bytes_read"] == (seqlen_q + query_tiles * 2 * seqlen_k) * head_dim * 2
+        assert done["global_bytes_read"] == (seqlen_q + query_tiles * 2 * seqlen_k) * head_dim * 2
 
 
 @pytest.mark.parametrize(

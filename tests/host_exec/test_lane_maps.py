@@ -17,7 +17,7 @@ def cutlass_include() -> Path:
     try:
         files = importlib.metadata.files("nvidia-cutlass") or []
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package nvidia-cutlass with CuTe's headers is not installed")
+        pytest.skip("CuTe's headers are not installed (pip install --no-deps nvidia-cutlass)")
     for file in files:
         if str(file).endswith("include/cute/tensor.hpp"):
             return Path(str(file.locate())).parents[1]

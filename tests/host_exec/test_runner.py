@@ -12,6 +12,10 @@ ALLOWED = (
     "named_barriers_hand_over",
     "matrices_multiply",
     "copies_fill_with_zeros",
+    "global_sectors_are_counted",
+    "bank_conflicts_are_counted",
+    "matrix_conflicts_are_counted",
+    "instructions_are_counted",
 )
 STOPPED = (
     "deadlock_is_named",
@@ -21,8 +25,12 @@ STOPPED = (
     "misaligned_copies_stop",
     "shared_memory_has_an_end",
     "odd_blocks_are_refused",
+    "lanes_of_a_mask_must_agree",
+    "masks_hold_the_caller",
+    "shuffles_read_inside_the_mask",
+    "blocks_must_be_resident_together",
 )
-RACES = ("race_between_warps", "race_between_blocks", "race_with_copy")
+RACES = ("race_between_warps", "race_between_blocks", "race_between_blocks_of_a_worker", "race_with_copy")
 
 
 def test_every_check_is_listed_here() -> None:

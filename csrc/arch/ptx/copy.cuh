@@ -1,10 +1,16 @@
-// Moving data: asynchronous copies from global to shared memory, and 16-byte accesses to global memory.
+// Moving data: asynchronous copies from global to shared memory, and accesses of one thread to either.
 #pragma once
+
+#include <cstring>
+#include <type_traits>
 
 #include "arch/ptx/shared_memory.cuh"
 
 namespace flagattn::ptx {
 
+struct alignas(8) Bytes8 {
+  uint32_t words[2];
+};
 struct alignas(16) Bytes16 {
   uint32_t words[4];
 };
@@ -17,7 +23,20 @@ FLAGATTN_DEVICE void cp_async_16(SharedAddress destination, const void* source, 
                "r"(in_range ? 16 : 0)
                : "memory");
 #else
-  host_exec::cp_async_16(destination, source, in_range);
+  host_exec::cp_async(destination, source, 16, in_range);
+#endif
+}
+
+// The same for 4 or 8 bytes, through the L1 cache (cp.async.ca). Both addresses are multiples of kBytes.
+template <int kBytes>
+FLAGATTN_DEVICE void cp_async(SharedAddress destination, const void* source, bool in_range) {
+  static_assert(kBytes == 4 || kBytes == 8);
+#if FLAGATTN_ON_GPU
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(source), "n"(kBytes),
+               "r"(in_range ? kBytes : 0)
+               : "memory");
+#else
+  host_exec::cp_async(destination, source, kBytes, in_range);
 #endif
 }
 
@@ -49,7 +68,7 @@ FLAGATTN_DEVICE Bytes16 load_global_16(const void* source) {
                : "=r"(value.words[0]), "=r"(value.words[1]), "=r"(value.words[2]), "=r"(value.words[3])
                : "l"(source));
 #else
-  host_exec::global_read_16(&value, source);
+  host_exec::global_read(&value, source, 16);
 #endif
   return value;
 }
@@ -61,7 +80,78 @@ FLAGATTN_DEVICE void store_global_16(void* destination, const Bytes16& value) {
                "r"(value.words[2]), "r"(value.words[3])
                : "memory");
 #else
-  host_exec::global_write_16(destination, &value);
+  host_exec::global_write(destination, &value, 16);
+#endif
+}
+
+// Reads a value of 4, 8 or 16 bytes from shared memory, at a multiple of its size (ld.shared).
+template <typename Value>
+FLAGATTN_DEVICE Value load_shared(SharedAddress source) {
+  static_assert(std::is_trivially_copyable_v<Value> &&
+                (sizeof(Value) == 4 || sizeof(Value) == 8 || sizeof(Value) == 16));
+  Value value;
+#if FLAGATTN_ON_GPU
+  uint32_t words[sizeof(Value) / 4];
+  if constexpr (sizeof(Value) == 4) {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(words[0]) : "r"(source) : "memory");
+  } else if constexpr (sizeof(Value) == 8) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "r"(source) : "memory");
+  } else {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(source)
+                 : "memory");
+  }
+  std::memcpy(&value, words, sizeof value);
+#else
+  host_exec::shared_read(&value, source, sizeof value);
+#endif
+  return value;
+}
+
+// Writes a value of 4, 8 or 16 bytes to shared memory, at a multiple of its size (st.shared).
+template <typename Value>
+FLAGATTN_DEVICE void store_shared(SharedAddress destination, const Value& value) {
+  static_assert(std::is_trivially_copyable_v<Value> &&
+                (sizeof(Value) == 4 || sizeof(Value) == 8 || sizeof(Value) == 16));
+#if FLAGATTN_ON_GPU
+  uint32_t words[sizeof(Value) / 4];
+  std::memcpy(words, &value, sizeof value);
+  if constexpr (sizeof(Value) == 4) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(destination), "r"(words[0]) : "memory");
+  } else if constexpr (sizeof(Value) == 8) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(destination), "r"(words[0]), "r"(words[1]) : "memory");
+  } else {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(destination), "r"(words[0]), "r"(words[1]),
+                 "r"(words[2]), "r"(words[3])
+                 : "memory");
+  }
+#else
+  host_exec::shared_write(destination, &value, sizeof value);
+#endif
+}
+
+// Reads 4 bytes of global memory (ld.global).
+template <typename Value>
+FLAGATTN_DEVICE Value load_global(const Value* source) {
+  static_assert(std::is_trivially_copyable_v<Value> && sizeof(Value) == 4);
+#if FLAGATTN_ON_GPU
+  return *source;
+#else
+  Value value;
+  host_exec::global_read(&value, source, sizeof value);
+  return value;
+#endif
+}
+
+// Writes 4 bytes of global memory (st.global).
+template <typename Value>
+FLAGATTN_DEVICE void store_global(Value* destination, Value value) {
+  static_assert(std::is_trivially_copyable_v<Value> && sizeof(Value) == 4);
+#if FLAGATTN_ON_GPU
+  *destination = value;
+#else
+  host_exec::global_write(destination, &value, sizeof value);
 #endif
 }
 

@@ -1,4 +1,5 @@
-// Tensor cores: fragments from shared memory, and the 16 x 8 x 16 matrix product.
+// Tensor cores: fragments between shared memory and registers (ldmatrix, stmatrix), and matrix products of a warp
+// (mma.sync).
 #pragma once
 
 #include <type_traits>
@@ -17,7 +18,7 @@ FLAGATTN_DEVICE void ldmatrix_x4(uint32_t (&matrices)[4], SharedAddress row) {
                : "r"(row)
                : "memory");
 #else
-  host_exec::ldmatrix_x4(matrices, row, false);
+  host_exec::ldmatrix(matrices, 4, row, false);
 #endif
 }
 
@@ -29,31 +30,112 @@ FLAGATTN_DEVICE void ldmatrix_x4_trans(uint32_t (&matrices)[4], SharedAddress ro
                : "r"(row)
                : "memory");
 #else
-  host_exec::ldmatrix_x4(matrices, row, true);
+  host_exec::ldmatrix(matrices, 4, row, true);
 #endif
 }
 
-// d += a b for a 16 x 16 `a` and a 16 x 8 `b` of Element, summed in fp32 (mma.sync.m16n8k16). With g = lane / 4 and
-// t = lane % 4 a lane holds d[g + 8 i][2 t + j] in d[2 i + j], a[g + 8 (r % 2)][2 t + 8 (r / 2) + {0, 1}] in a[r] and
-// b[2 t + 8 r + {0, 1}][g] in b[r].
-template <typename Element>
-FLAGATTN_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  constexpr bool kIsBFloat16 = std::is_same_v<Element, BFloat16>;
-  static_assert(kIsBFloat16 || std::is_same_v<Element, Float16>);
+// The same for two 8 x 8 matrices. Lane l < 16 names row l % 8 of matrix l / 8; the other lanes' addresses are not used
+// (ldmatrix.x2).
+FLAGATTN_DEVICE void ldmatrix_x2(uint32_t (&matrices)[2], SharedAddress row) {
 #if FLAGATTN_ON_GPU
-  if constexpr (kIsBFloat16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(matrices[0]), "=r"(matrices[1])
+               : "r"(row)
+               : "memory");
 #else
-  host_exec::mma_m16n8k16(d, a, b, kIsBFloat16);
+  host_exec::ldmatrix(matrices, 2, row, false);
+#endif
+}
+
+// Like ldmatrix_x2, but each lane receives the elements of the transposed matrices (ldmatrix.x2.trans).
+FLAGATTN_DEVICE void ldmatrix_x2_trans(uint32_t (&matrices)[2], SharedAddress row) {
+#if FLAGATTN_ON_GPU
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(matrices[0]), "=r"(matrices[1])
+               : "r"(row)
+               : "memory");
+#else
+  host_exec::ldmatrix(matrices, 2, row, true);
+#endif
+}
+
+// The same for one 8 x 8 matrix. Lane l < 8 names row l; the other lanes' addresses are not used
+// (ldmatrix.x1).
+FLAGATTN_DEVICE void ldmatrix_x1(uint32_t (&matrices)[1], SharedAddress row) {
+#if FLAGATTN_ON_GPU
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(matrices[0]) : "r"(row) : "memory");
+#else
+  host_exec::ldmatrix(matrices, 1, row, false);
+#endif
+}
+
+// Like ldmatrix_x1, but each lane receives the elements of the transposed matrix (ldmatrix.x1.trans).
+FLAGATTN_DEVICE void ldmatrix_x1_trans(uint32_t (&matrices)[1], SharedAddress row) {
+#if FLAGATTN_ON_GPU
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(matrices[0]) : "r"(row) : "memory");
+#else
+  host_exec::ldmatrix(matrices, 1, row, true);
+#endif
+}
+
+// Stores what ldmatrix_x4 loads, to the rows that the lanes name (stmatrix.x4, sm_90).
+FLAGATTN_DEVICE void stmatrix_x4(SharedAddress row, const uint32_t (&matrices)[4]) {
+#if FLAGATTN_ON_GPU
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(matrices[0]),
+               "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+               : "memory");
+#else
+  host_exec::stmatrix(matrices, 4, row, false);
+#endif
+}
+
+// Like stmatrix_x4, but of the transposed matrices (stmatrix.x4.trans).
+FLAGATTN_DEVICE void stmatrix_x4_trans(SharedAddress row, const uint32_t (&matrices)[4]) {
+#if FLAGATTN_ON_GPU
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(matrices[0]),
+               "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+               : "memory");
+#else
+  host_exec::stmatrix(matrices, 4, row, true);
+#endif
+}
+
+// The same for what ldmatrix_x2 loads (stmatrix.x2, sm_90).
+FLAGATTN_DEVICE void stmatrix_x2(SharedAddress row, const uint32_t (&matrices)[2]) {
+#if FLAGATTN_ON_GPU
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(row), "r"(matrices[0]), "r"(matrices[1])
+               : "memory");
+#else
+  host_exec::stmatrix(matrices, 2, row, false);
+#endif
+}
+
+// Like stmatrix_x2, but of the transposed matrices (stmatrix.x2.trans).
+FLAGATTN_DEVICE void stmatrix_x2_trans(SharedAddress row, const uint32_t (&matrices)[2]) {
+#if FLAGATTN_ON_GPU
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(row), "r"(matrices[0]),
+               "r"(matrices[1])
+               : "memory");
+#else
+  host_exec::stmatrix(matrices, 2, row, true);
+#endif
+}
+
+// The same for what ldmatrix_x1 loads (stmatrix.x1, sm_90).
+FLAGATTN_DEVICE void stmatrix_x1(SharedAddress row, const uint32_t (&matrices)[1]) {
+#if FLAGATTN_ON_GPU
+  asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(row), "r"(matrices[0]) : "memory");
+#else
+  host_exec::stmatrix(matrices, 1, row, false);
+#endif
+}
+
+// Like stmatrix_x1, but of the transposed matrix (stmatrix.x1.trans).
+FLAGATTN_DEVICE void stmatrix_x1_trans(SharedAddress row, const uint32_t (&matrices)[1]) {
+#if FLAGATTN_ON_GPU
+  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(row), "r"(matrices[0]) : "memory");
+#else
+  host_exec::stmatrix(matrices, 1, row, true);
 #endif
 }
 

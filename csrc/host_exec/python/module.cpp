@@ -80,11 +80,18 @@ void bind_runner(py::module_& m) {
   m.def("counters", [] {
     const host_exec::Counters& c = host_exec::counters();
     py::dict counters;
-    counters["matrix_products"] = c.matrix_products;
-    counters["matrix_loads"] = c.matrix_loads;
+    py::dict instructions;
+    for (int i = 0; i < host_exec::kInstructions; ++i) {
+      instructions[host_exec::kInstructionNames[i]] = c.instructions[i];
+    }
+    counters["instructions"] = instructions;
+    counters["matrix_flops"] = c.matrix_flops;
     counters["bank_conflicts"] = c.bank_conflicts;
-    counters["async_bytes_read"] = c.async_bytes_read;
+    counters["global_bytes_read"] = c.global_bytes_read;
     counters["global_bytes_written"] = c.global_bytes_written;
+    counters["global_sectors_read"] = c.global_sectors_read;
+    counters["global_sectors_written"] = c.global_sectors_written;
+    counters["barrier_waits"] = c.barrier_waits;
     return counters;
   });
 }

@@ -3,6 +3,7 @@
 
 #include "arch/ptx/math.cuh"
 #include "arch/ptx/matrix.cuh"
+#include "arch/ptx/matrix_product.cuh"
 #include "attention/cuda/sm80/shared_tile.cuh"
 #include "attention/cuda/sm80/traits.cuh"
 
