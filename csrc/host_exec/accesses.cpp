@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "host_exec/sanitizer.h"
+
 namespace flagattn::host_exec {
 namespace {
 
@@ -68,6 +70,7 @@ int fewest_bank_passes(uint32_t lanes, int bytes) {
 }
 
 bool Accesses::executes(const void* place, int lane) {
+  const tsan::Unseen unseen;
   return places_[reinterpret_cast<uintptr_t>(place) * 2].execute(lane);
 }
 
@@ -88,6 +91,7 @@ void Accesses::Place::settle_first(Counters& counters) {
 
 bool Accesses::access(const void* at, Memory memory, bool writes, int lane, uint64_t address, int bytes,
                       Counters& counters) {
+  const tsan::Unseen unseen;
   // An asynchronous copy accesses both memories at one place.
   const uintptr_t key = reinterpret_cast<uintptr_t>(at) * 2 + (memory == Memory::kGlobal ? 1 : 0);
   Place& place = places_[key];
@@ -113,6 +117,7 @@ bool Accesses::access(const void* at, Memory memory, bool writes, int lane, uint
 }
 
 void Accesses::settle(Counters& counters) {
+  const tsan::Unseen unseen;
   for (auto& [key, place] : places_) {
     while (!place.open.empty()) place.settle_first(counters);
   }

@@ -126,6 +126,7 @@ bool lands_now() {
 }
 
 void land_load(Transfer& t) {
+  const tsan::Unseen unseen;
   land(t);
   {
     const tsan::ActingAs engine(t.engine);
@@ -135,6 +136,7 @@ void land_load(Transfer& t) {
 }
 
 void issue_load(Transfer t) {
+  const tsan::Unseen unseen;
   check_mbarrier_of_engine(t.barrier);
   announce(t);
   if (lands_now()) {
@@ -145,6 +147,7 @@ void issue_load(Transfer t) {
 }
 
 void issue_store(Transfer t) {
+  const tsan::Unseen unseen;
   announce(t);
   if (lands_now()) land(t);
   self->bulk.open.transfers.push_back(t);
@@ -227,6 +230,7 @@ void tensor_store(const TensorMap& map, uint32_t source, const int32_t* coordina
 }
 
 void bulk_commit() {
+  const tsan::Unseen unseen;
   BulkGroups& groups = self->bulk;
   for (Transfer& t : groups.open.transfers) {  // now: the tokens must not cover later groups
     if (t.engine == nullptr) continue;
@@ -240,6 +244,7 @@ void bulk_commit() {
 
 // Reads of shared memory are waited for before writes.
 void bulk_wait(int groups_left, bool only_reading) {
+  const tsan::Unseen unseen;
   BulkGroups& groups = self->bulk;
   const size_t left = static_cast<size_t>(groups_left);
   const size_t over = groups.closed.size() > left ? groups.closed.size() - left : 0;
@@ -266,6 +271,7 @@ void bulk_wait(int groups_left, bool only_reading) {
 }
 
 bool land_a_load() {
+  const tsan::Unseen unseen;
   std::deque<Transfer>& loads = machine->loads;
   if (loads.empty()) return false;
   const size_t chosen = machine->options.copies == CopyTiming::kRandom ? machine->random.next() % loads.size() : 0;

@@ -251,6 +251,7 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
   Status first_error;
   Counters sum;
   const auto work = [&](int index) {
+    const tsan::Unseen unseen;
     Worker worker(index, workers, shape, body, closure, residents);
     const Status status = worker.run();
     const std::lock_guard<std::mutex> lock(mutex);

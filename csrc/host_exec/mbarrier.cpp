@@ -58,6 +58,7 @@ void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
   tsan::write(memory, 8);
   const uint64_t mark = mark_of(barrier);
   std::memcpy(memory, &mark, sizeof mark);
+  const tsan::Unseen unseen;
   machine->mbarriers.erase(barrier);
   Mbarrier& b = machine->mbarriers[barrier];
   b.arrivals = b.pending = arrivals;
@@ -120,6 +121,7 @@ void check_mbarrier_of_engine(uint32_t barrier) {
 // ---- The proxy fence: 16-byte chunks of shared memory that a thread has written and not shown to the engines.
 
 void written_by_thread(uint32_t address, int bytes) {
+  const tsan::Unseen unseen;
   for (uint32_t chunk = (address - kSharedBase) / 16; chunk <= (address + bytes - 1 - kSharedBase) / 16; ++chunk) {
     machine->hidden_by[chunk] = static_cast<uint16_t>(self->index + 1);
     self->hides.push_back(chunk);

@@ -29,6 +29,10 @@ int __tsan_atomic32_compare_exchange_strong(volatile unsigned* address, unsigned
                                             int failure_order);
 int __tsan_atomic64_compare_exchange_strong(volatile unsigned long long* address, unsigned long long* expected,
                                             unsigned long long value, int order, int failure_order);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
 void __tsan_func_entry(void* caller);
 void __tsan_func_exit();
 }
@@ -110,6 +114,26 @@ class Frame {
   explicit Frame(void* caller) { enter(caller); }
   ~Frame() { leave(); }
   Frame(const Frame&) = delete;
+};
+
+// What the running thread allocates, frees and copies inside is the runner's own business, not the kernel's. Accesses
+// of other contexts (ActingAs) and orders are seen all the same.
+class Unseen {
+ public:
+#if defined(FLAGATTN_HOST_EXEC_TSAN)
+  Unseen() {
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+  ~Unseen() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+#else
+  Unseen() {}
+  ~Unseen() {}
+#endif
+  Unseen(const Unseen&) = delete;
 };
 
 // Accesses inside belong to `context`, and orders taken there are its own.

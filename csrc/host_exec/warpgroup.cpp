@@ -113,6 +113,7 @@ void check_warpgroup(const Warp& warp, const WarpgroupProduct& p) {
 }
 
 void execute(const Meeting& m) {
+  const tsan::Unseen unseen;
   Warp& warp = *self->warp;
   WarpgroupProduct p = m.of<Call>(0).product;
   for (int lane = 0; lane < kWarpSize; ++lane) {
@@ -136,6 +137,7 @@ void finish(Warp& warp, std::vector<WarpgroupProduct>& group) {
 
 // Products finish in order: all that are closed, and then those of the open group.
 void finish_early(Warp& warp) {
+  const tsan::Unseen unseen;
   const CopyTiming timing = machine->options.copies;
   if (timing == CopyTiming::kLazy || (timing == CopyTiming::kRandom && !machine->random.one_in(3))) return;
   for (auto& group : warp.products.closed) finish(warp, group);
@@ -175,6 +177,7 @@ void wgmma_fence() {
 
 void wgmma_commit() {
   collective("wgmma.commit_group", kAllLanes, nullptr, false, [](const Meeting&) {
+    const tsan::Unseen unseen;
     WarpgroupProducts& products = self->warp->products;
     if (products.engine != nullptr) {
       const tsan::ActingAs engine(products.engine);
@@ -188,6 +191,7 @@ void wgmma_commit() {
 
 void wgmma_wait(int groups_left) {
   collective("wgmma.wait_group", kAllLanes, &groups_left, false, [](const Meeting& m) {
+    const tsan::Unseen unseen;
     Warp& warp = *self->warp;
     while (static_cast<int>(warp.products.closed.size()) > m.of<int>(0)) {
       finish(warp, warp.products.closed.front());

@@ -55,7 +55,7 @@ def test_no_false_alarm(check: str) -> None:
 def number_of(fault: str) -> str:
     """Of an enumerator of csrc/arch/planted_fault.h."""
     text = (ROOT / "csrc/arch/planted_fault.h").read_text().split("enum class Fault {")[1].split("}")[0]
-    return str(re.findall(r"\bk\w+", text).index(fault))
+    return str(re.findall(r"\bk[A-Z]\w+", text).index(fault))
 
 
 # (check, fault) -> the builds that must catch it, with what they say.
@@ -69,7 +69,7 @@ FAULTS = {
     ("blocks_in_order", "kUnorderedSignal"): {"tsan": "data race"},
     ("ring", "kMissingCopyWait"): {"tsan": "data race"},
     ("ring", "kEarlySlotRelease"): {"tsan": "data race"},
-    ("ring", "kMissingExpectation"): {"plain": "ring: element", "tsan": "data race"},
+    ("ring", "kMissingExpectation"): {"plain": "with seed 0", "tsan": "data race"},
     ("ring", "kMissingProxyFence"): {"plain": "has not called fence_mbarrier_init"},
     ("bulk_stores", "kMissingBarrier"): {"tsan": "data race"},
     ("bulk_stores", "kMissingCopyWait"): {"tsan": "data race"},
@@ -86,3 +86,5 @@ FAULTS = {
 def test_planted_fault_is_caught(check: str, fault: str, build: str) -> None:
     done = run_program("instructions", build, check, "1", number_of(fault))
     assert done.returncode != 0 and FAULTS[check, fault][build] in done.stdout, done.stdout[:4000]
+    if FAULTS[check, fault][build] == "data race":
+        assert "tests/host_exec/instructions/" in done.stdout, "the report does not name the kernel's line"
