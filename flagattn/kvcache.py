@@ -78,7 +78,7 @@ def flash_attn_with_kvcache(
             heads_k, head_dim); heads_k divides heads_q. Any strides, but the last dimension must be contiguous.
         v_cache: the same with head_dim_v.
         k, v: (batch, seqlen_new, heads_k, head_dim or head_dim_v): written in place behind cache_seqlens rows. Needs
-            cache_seqlens.
+            cache_seqlens, and memory that is not a cache's.
         rotary_cos, rotary_sin: (positions, rotary_dim / 2), float32, bfloat16 or float16. k is rotated at positions
             cache_seqlens, cache_seqlens + 1, ... before it is written; so is q with causal or a window, and else q is
             rotated at cache_seqlens. q itself is left as it is. Needs k.
@@ -170,7 +170,7 @@ def piecewise_attn_with_kvcache(
         v_cache: the same with head_dim_v.
         dist_threshold: the smallest distance i + seqlen_k - seqlen_q - j that counts as far; any integer.
         k1, k2, v: (batch, seqlen_new, heads_k, head_dim or head_dim_v), already rotated: written in place behind
-            cache_seqlens rows. All three or none.
+            cache_seqlens rows. All three or none, and none in a cache's memory.
 
     The other arguments, the results and the errors are those of `flash_attn_with_kvcache`, and the scores those of
     `piecewise_attn_func`.
