@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 FORMAT = "aquila2-verified-1"
 BLOCK = 1 << 24
 DELETED = ".deleted"
+ASIDE = ".aside"
 
 
 class NotVerified(ValueError):
@@ -140,14 +141,29 @@ def numbered_folders(parent: Path, prefix: str) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[len(prefix) :]), reverse=True)
 
 
-def keep_newest(parent: Path, prefix: str, keep: int) -> None:
-    """Removes all but the `keep` newest numbered folders, and what earlier writings or removals left unfinished."""
+def keep_newest(written: Path, prefix: str, keep: int) -> None:
+    """Removes older numbered folders beside the one just written until `keep` are left, and unfinished leftovers.
+
+    The one just written always stays, and so does what has a larger number: nobody has looked whether that is whole.
+    Set aside what was skipped before going on, so that it does not stand before what is written next.
+    """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    for folder in numbered_folders(parent, prefix)[keep:]:
+    parent, number = written.parent, int(written.name[len(prefix) :])
+    older = [path for path in numbered_folders(parent, prefix) if int(path.name[len(prefix) :]) < number]
+    for folder in older[keep - 1 :]:
         remove_folder(folder)
     for leftover in [*parent.glob(f"{prefix}*.tmp"), *parent.glob(f"{prefix}*{DELETED}")]:
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a folder that is faulty or belongs to undone steps to `NAME.aside`, for people to look at."""
+    aside = folder.with_name(folder.name + ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    fsync_path(folder.parent)
+    return aside
 
 
 def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:

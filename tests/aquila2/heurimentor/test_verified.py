@@ -18,6 +18,7 @@ from aquila2.heurimentor.verified import (
     newest_verified,
     numbered_folders,
     read_manifest,
+    set_aside,
     verified_folder,
     verify,
 )
@@ -106,11 +107,16 @@ def test_the_newest_that_verifies_is_taken(tmp_path: Path) -> None:
     )
     assert found == (tmp_path / "step-10", {"step": 10})
     assert len(said) == 2 and "model.bin" in said[0] and said[1].endswith("step-11: too new")
-    keep_newest(tmp_path, "step-", 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-100", "step-11"]
     assert newest_verified([tmp_path / "nothing"], said.append) is None
+    # What was skipped does not push out what is written next, set aside or not.
+    keep_newest(write(tmp_path / "step-12"), "step-", 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-100", "step-11", "step-12"}
+    assert set_aside(tmp_path / "step-100") == tmp_path / "step-100.aside"
+    keep_newest(tmp_path / "step-12", "step-", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-100.aside", "step-12"}
+    assert numbered_folders(tmp_path, "step-") == [tmp_path / "step-12"]
     with pytest.raises(ValueError, match="keep must be at least 1"):
-        keep_newest(tmp_path, "step-", 0)
+        keep_newest(tmp_path / "step-12", "step-", 0)
 
 
 @pytest.mark.parametrize("fails", ["write", "fsync", "rename"])
@@ -152,7 +158,7 @@ for attempt in range(int(sys.argv[2])):
         with verified_folder(root / f"step-{step}", {"step": step}) as folder:
             for name in "abc":
                 (folder / name).write_bytes(f"{name}{step}".encode() * 2000)
-        keep_newest(root, "step-", 2)
+        keep_newest(root / f"step-{step}", "step-", 2)
         (root / "finished").write_bytes(str(step).encode())
 """
 
@@ -169,7 +175,7 @@ def test_a_writer_killed_anywhere_leaves_a_whole_newest_folder(tmp_path: Path, k
         found = newest_verified(numbered_folders(root, "step-"), said.append)
         noted = (root / "finished").read_bytes() if (root / "finished").exists() else b""
         assert found is not None and found[1]["step"] >= int(noted or b"0") and not said
-        keep_newest(root, "step-", 1)
+        keep_newest(found[0], "step-", 1)
         assert {path.name for path in root.iterdir()} <= {found[0].name, "finished"}
 
 
