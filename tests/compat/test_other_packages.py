@@ -244,3 +244,13 @@ def test_flag_attn_gives_no_seed_without_dropout() -> None:
     assert flag_attn.flash_attention(q, q, q, return_seed_offset=True)[1:] == (None, None, None, None)
     *_, seed, offset = flag_attn.flash_attention(q, q, q, dropout_p=0.1, return_seed_offset=True)
     assert isinstance(seed, int) and isinstance(offset, int)
+
+
+def test_flash_attn_3_chooses_rows_of_the_page_table_by_cache_batch_idx() -> None:
+    q, pages = randn(2, 3, 4, 16), randn(2, 6, 4, 2, 16, seed=1)
+    table = torch.tensor([[4, 1], [2, 5], [0, 3]], dtype=torch.int32)
+    used, chosen = torch.tensor([5, 8], dtype=torch.int32), torch.tensor([2, 0], dtype=torch.int32)
+    options = {"cache_seqlens": used, "causal": True}
+    ours = flash_attn_3.flash_attn_with_kvcache(q, *pages, page_table=table, cache_batch_idx=chosen, **options)
+    caches = (cache[table[chosen]].reshape(2, 8, 2, 16) for cache in pages)
+    assert torch.equal(ours, flash_attn_3.flash_attn_with_kvcache(q, *caches, **options))

@@ -206,6 +206,8 @@ def flash_attn_with_kvcache(
     for name, value in absent.items():
         if value is not None:
             raise NotImplementedError(f"{name} is given; caches are read without it here, so leave it out")
+    if page_table is not None and cache_batch_idx is not None:
+        page_table, cache_batch_idx = page_table[cache_batch_idx], None  # there it chooses rows of the table
     out, lse = _native.flash_attn_with_kvcache(
         q,
         k_cache,
