@@ -132,7 +132,8 @@ def generate(
     """Continues prompts, all rows at once.
 
     Every row is opened with the tokenizer's opening id, as in training, and ends with its closing id, a stop string or
-    `max_new_tokens`. A row draws the same tokens whatever its neighbours are, up to the rounding of batched products.
+    `max_new_tokens`. A row draws the same tokens whatever its neighbours are, up to the rounding of batched products,
+    and exactly where the model is batch-invariant.
 
     Args:
         model: The model.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aquila2 import Aquila2Config
-from bench.bench_training_step import steps
+from bench.bench_training_step import Loss, loss_of_logits, steps
 from bench.timing import Case, Peer, Thunk, agree, race
 from flagattn.integrations import transformers as integration
 
@@ -36,8 +35,8 @@ def llamas(size: str) -> tuple[nn.Module, nn.Module, Aquila2Config]:
     return ours, theirs, config
 
 
-def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda ids: model(ids, use_cache=False).logits
+def loss_of(model: nn.Module) -> Loss:
+    return loss_of_logits(lambda ids: model(ids, use_cache=False).logits)
 
 
 @pytest.mark.parametrize(("batch", "seqlen"), TRAINING)
@@ -45,7 +44,7 @@ def bench_training(benchmark: Any, batch: int, seqlen: int) -> None:
     size, seqlen = ("25m", seqlen) if benchmark.enabled else ("tiny", 24)
     ours, theirs, config = llamas(size)
     batches = [torch.randint(config.vocab_size, (batch, seqlen + 1)) for _ in range(4)]
-    peers = {PEER: Peer(steps(theirs, logits_of(theirs), batches), agrees=agree(1e-3))}
+    peers = {PEER: Peer(steps(theirs, loss_of(theirs), batches), agrees=agree(1e-3))}
     parameters = sum(parameter.numel() for parameter in ours.parameters())
     case = Case(
         "integration training step",
@@ -53,7 +52,7 @@ def bench_training(benchmark: Any, batch: int, seqlen: int) -> None:
         f"{parameters / 1e6:.1f}M B {batch} S {seqlen}",
         facts={"tokens": batch * seqlen},
     )
-    race(benchmark, case, steps(ours, logits_of(ours), batches), peers, budget=5.0)
+    race(benchmark, case, steps(ours, loss_of(ours), batches), peers, budget=5.0)
 
 
 @pytest.mark.parametrize(("batch", "prompt", "new"), GENERATION)

@@ -1,4 +1,8 @@
-"""A training step of a small Aquila2 against the Llama of transformers with the same weights, eager and compiled."""
+"""A training step of a small Aquila2 against the Llama of transformers with the same weights, eager and compiled.
+
+Each takes its own way to the same loss: Aquila2 its `loss`, as `aquila2 train` does, which never makes the logits;
+Llama its logits and torch's cross-entropy, which is what its own loss does. The optimizer is one for all.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,19 @@ def llama_like(model: Aquila2ForCausalLM) -> nn.Module:
     return llama
 
 
-def steps(model: nn.Module, logits_of: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Thunk]:
-    """Forward, loss, backward and AdamW on each batch; every contestant has the same loss and optimizer."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def loss_of_logits(logits_of: Callable[[Tensor], Tensor]) -> Loss:
+    return lambda ids, targets: F.cross_entropy(logits_of(ids).flatten(0, 1), targets.flatten())
+
+
+def steps(model: nn.Module, loss_of: Loss, batches: list[Tensor]) -> list[Thunk]:
+    """Forward, loss, backward and AdamW on each batch of (batch, seqlen + 1) ids."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(ids: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits_of(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss = loss_of(ids[:, :-1], ids[:, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -58,7 +69,7 @@ def bench_step(benchmark: Any, rival: str) -> None:
 
     forward = llama_logits if rival == "eager" else compiled(llama_logits)
     # Both start from the same weights and see the same batches, so their losses stay together.
-    peers = {f"HF Llama {rival}": Peer(steps(llama, forward, batches), agrees=agree(1e-3))}
+    peers = {f"HF Llama {rival}": Peer(steps(llama, loss_of_logits(forward), batches), agrees=agree(1e-3))}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     multiplied = parameters - model.model.embed_tokens.weight.numel()
     tokens = BATCH * seqlen
@@ -69,4 +80,4 @@ def bench_step(benchmark: Any, rival: str) -> None:
         flops=6.0 * multiplied * tokens,
         facts={"tokens": tokens},
     )
-    race(benchmark, case, steps(model, lambda ids: model(ids).logits, batches), peers, budget=5.0)
+    race(benchmark, case, steps(model, model.loss, batches), peers, budget=5.0)

@@ -137,6 +137,13 @@ def test_the_loss_and_its_gradients_do_not_depend_on_threads(model: Aquila2ForCa
     torch.testing.assert_close(runs[0][0], expected.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_compiled_it_is_the_same_model(model: Aquila2ForCausalLM) -> None:
+    ids = torch.randint(304, (2, 33))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(ids).logits, model(ids).logits)
+
+
 def test_the_switch() -> None:
     model = Aquila2ForCausalLM(Aquila2Config.named("tiny", vocab_size=304))
     ids = torch.randint(304, (1, 9))

@@ -13,7 +13,7 @@ import pytest
 import flagattn
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITES = ["tests/attention", "tests/norm", "tests/activation", "tests/rotary", "tests/loss"]
+SUITES = ["tests/attention", "tests/norm", "tests/activation", "tests/rotary", "tests/linear", "tests/loss"]
 
 
 @pytest.fixture(scope="module")
