@@ -41,7 +41,12 @@ def save_checkpoint(
     The one just written always stays, and so does what has a later step: nobody has looked whether that is whole.
     A checkpoint is also a model folder: `from_pretrained` and `Aquila2Tokenizer.from_pretrained` read it. The manifest
     with the SHA-256 of every file is written last, then the folder gets its name, so a folder with that name is whole.
+
+    Raises:
+        ValueError: keep is less than 1.
     """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
     target = folder / f"step-{state['step']:08d}"
     temporary = target.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

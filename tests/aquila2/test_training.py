@@ -170,6 +170,9 @@ def test_saving_never_removes_what_it_wrote(text_folder: Path, tmp_path: Path) -
     written = save_checkpoint(later.parent, result.model, optimizer, result.tokenizer, {"step": 13}, keep=1)
     assert checkpoint_fault(written) is None
     assert list_checkpoints(later.parent) == [later, written]
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        save_checkpoint(later.parent, result.model, optimizer, result.tokenizer, {"step": 14}, keep=0)
+    assert list_checkpoints(later.parent) == [later, written]
 
 
 def test_a_run_with_faulty_checkpoints_only_does_not_start_over(text_folder: Path, tmp_path: Path) -> None:
