@@ -11,7 +11,7 @@ from typing import Any
 import flagattn
 from aquila2.cli import config_table
 from aquila2.training.options import DataOptions, Options, SourceOptions, dump_options
-from bench import report, results
+from bench import asks, report, results
 from bench.bars import BUSY
 from docs import features as feature_probes
 from docs import support as probes
@@ -238,6 +238,22 @@ def bars(language: str, up: str) -> str:
         header, lines = report.bars_table(results.read(results.RESULTS / machine))
         parts.append(f"`{machine}`\n\n{report.markdown(header, lines)}")
     return "\n\n".join(parts) or _nothing(language)
+
+
+def asked(language: str, up: str) -> str:
+    """What the attention bars ask of the quoted machine, in GFLOP/s and as a share of its multiply-add peak."""
+    quoted = _quoted()
+    if quoted is None:
+        return _nothing(language)
+    machine, files = quoted
+    header = ["bar", "over", "torch, GFLOP/s", "ours", "asked", "multiply-adds alone", "asked of that", "ours of that"]
+    lines = [
+        [ask.what, ask.shape, *(f"{rate / 1e9:.0f}" for rate in (ask.torch, ask.ours, ask.asked, ask.peak))]
+        + [f"{100 * rate / ask.peak:.0f} %" for rate in (ask.asked, ask.ours)]
+        for ask in asks.asks(report.all_rows(files))
+    ]
+    modules = ", ".join(f"[{name}.json]({up}bench/results/{machine}/{name}.json)" for name in ("attention", "machine"))
+    return f"{report.markdown(header, lines)}\n\n{report.conditions(files['attention'])}. {modules}"
 
 
 def results_tables(language: str, up: str) -> str:
