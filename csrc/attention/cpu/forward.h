@@ -62,7 +62,7 @@ class ForwardWorker {
       terms_ = ScoreTerms(params_, item_.sequence, sequence_.seqlen_q, sequence_.seqlen_k);
       has_terms_ = !terms_.empty();
     }
-    for (int64_t panel = 0; panel < num_panels_; ++panel) start_panel(panel);
+    for (int64_t panel = 0; panel < num_panels_; ++panel) start_mask(panel);
 
     const int64_t item_panels = schedule_.config.columns_per_item / kPanel;
     const int64_t last_item = (num_panels_ - 1) / item_panels * item_panels;
@@ -75,12 +75,25 @@ class ForwardWorker {
         run_item(begin, begin + kept_keys);
       }
     }
-    for (int64_t panel = 0; panel < num_panels_; ++panel) finish_panel(panel);
+    for (int64_t first = 0; first < num_panels_; first += item_panels) {
+      const int64_t end = first + item_panels < num_panels_ ? first + item_panels : num_panels_;
+      const KeyRange seen = keys_of_panels(first, end);
+      if (in_one_chunk(seen)) continue;  // finished with its last tile
+      for (int64_t panel = first; panel < end; ++panel) {
+        if (seen.empty()) start_panel(panel);
+        finish_panel(panel);
+      }
+    }
+  }
+
+  static bool in_one_chunk(const KeyRange& seen) {
+    return !seen.empty() && seen.begin / kCpuKeyChunk == (seen.end - 1) / kCpuKeyChunk;
   }
 
   // Panels [first_panel_, end_panel_) against the keys [begin, end) as far as they see them, chunk by chunk.
   void run_item(int64_t begin, int64_t end) {
     const KeyRange seen = keys_of_panels(first_panel_, end_panel_);
+    if (seen.empty()) return;
     if (begin < seen.begin) begin = seen.begin / kCpuKeyTile * kCpuKeyTile;
     if (end > seen.end) end = seen.end;
     while (begin < end) {
@@ -90,7 +103,10 @@ class ForwardWorker {
         reset(scratch_.chunk_statistics[panel - first_panel_]);
         clear_panel(outputs_at(panel));
       });
-      for (; begin < stop; begin += kCpuKeyTile) run_tile(begin);
+      for (; begin < stop; begin += kCpuKeyTile) {
+        const bool first = begin <= seen.begin, last = begin + kCpuKeyTile >= seen.end;
+        run_tile(begin, first, last && in_one_chunk(seen));
+      }
       for_each_later_chunk([&](int64_t panel) {
         const ChunkFactors factors =
             merge_statistics(scratch_.statistics[panel], statistics_at(panel), F32::set1(factor_));
@@ -140,8 +156,20 @@ class ForwardWorker {
     pack_columns(rows, params_.head_dim, query_factor_, dst);
   }
 
+  // Rows of one operand that will be read or written soon: they lie far apart, and what waits for them one by one waits
+  // long.
+  void prefetch_rows(const HeadsView& view, int64_t dim, int64_t panel) const {
+    const Columns columns = columns_at(panel);
+    dispatch(params_.dtype, [&]<typename T>(T) {
+      constexpr int64_t kLine = 64 / sizeof(T);
+      for (int c = 0; c < columns_of(panel); ++c) {
+        const T* row = row_of<const T>(view, columns.at[c]);
+        for (int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
+      }
+    });
+  }
+
   void start_panel(int64_t panel) {
-    const MaskShape shape{sequence_.seqlen_q, sequence_.seqlen_k, params_.mask};
     const Columns columns = columns_at(panel);
     const int count = columns_of(panel);
     dispatch(params_.dtype, [&]<typename T>(T) {
@@ -149,6 +177,14 @@ class ForwardWorker {
       if (params_.is_piecewise())
         pack_queries<T>(params_.q2, columns, count, scratch_.far_queries + panel * query_size());
     });
+    reset(scratch_.statistics[panel]);
+    clear_panel(scratch_.outputs + panel * output_size());
+  }
+
+  void start_mask(int64_t panel) {
+    const MaskShape shape{sequence_.seqlen_q, sequence_.seqlen_k, params_.mask};
+    const Columns columns = columns_at(panel);
+    const int count = columns_of(panel);
     PanelMask& mask = scratch_.masks[panel];
     for (int c = 0; c < kPanel; ++c) {
       // Columns that fill up the last vector repeat the last one's mask and add no edge; further vectors see nothing.
@@ -160,8 +196,6 @@ class ForwardWorker {
       mask.end[c] = static_cast<int32_t>(keys.end);
       mask.far_end[c] = params_.is_piecewise() ? static_cast<int32_t>(shape.far_end(row, params_.dist_threshold)) : 0;
     }
-    reset(scratch_.statistics[panel]);
-    clear_panel(scratch_.outputs + panel * output_size());
   }
 
   // The keys that some column of the panels [first, end) sees, and those that all of them see.
@@ -191,10 +225,27 @@ class ForwardWorker {
 
   // One key tile ------------------------------------------------------------------------------------------------------
 
-  void run_tile(int64_t first) {
+  // `starts`: the item's first tile, for which its queries are packed; `finishes`: the last one, after which its
+  // results are stored. Both wait for memory, which the products of the panel before hide.
+  void run_tile(int64_t first, bool starts, bool finishes) {
     const int64_t rest = sequence_.seqlen_k - first;
     const KeyTile tile{static_cast<int32_t>(first), static_cast<int32_t>(rest < kCpuKeyTile ? rest : kCpuKeyTile)};
-    if (has_terms_ && !find_seen(tile)) return;
+    const bool seen = !has_terms_ || find_seen(tile);
+    ScoreContext context{};
+    if (seen) context = open_tile(tile);
+    for (int64_t panel = first_panel_; panel < end_panel_; ++panel) {
+      if (starts) {
+        start_panel(panel);
+        if (panel + 1 < end_panel_) prefetch_rows(params_.q, params_.head_dim, panel + 1);
+      }
+      if (finishes) prefetch_rows(params_.out, params_.head_dim_v, panel);
+      if (seen) run_panel(context, panel);
+      if (finishes) finish_panel(panel);
+    }
+  }
+
+  ScoreContext open_tile(const KeyTile& tile) {
+    const int64_t first = tile.first;
     values_ = tiles_.values(tile);
     // Where all columns see all keys, what is not finite belongs into every output.
     const KeyRange all = keys_of_all_columns();
@@ -216,7 +267,7 @@ class ForwardWorker {
     context.softcap_factor = softcap_factor_;
     context.additive = ScoreTerms::are_additive(params_);
     context.unit = unit_;
-    for (int64_t panel = first_panel_; panel < end_panel_; ++panel) run_panel(context, panel);
+    return context;
   }
 
   // How much of the tile every panel of the item sees; false where none sees any.

@@ -79,8 +79,8 @@ inline void pack_columns(const T* const* rows, int64_t dim, float factor, float*
   constexpr int kLanes = F32::kLanes;
   const F32 scale = F32::set1(factor);
   const int64_t end = padded_dim(dim);
-  for (int column = 0; column < kPanel; column += kLanes) {
-    for (int64_t d = 0; d < end; d += kLanes) {
+  for (int64_t d = 0; d < end; d += kLanes) {
+    for (int column = 0; column < kPanel; column += kLanes) {
       F32 block[kLanes];
       FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
         const T* from = rows[column + i];
