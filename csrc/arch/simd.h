@@ -34,14 +34,15 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-// 2^(n + f) for integral n and |f| <= 1/2: 2^f by a polynomial that is exactly 1 at 0 (minimax in relative error).
+// 2^f for |f| <= 1/2 by a polynomial that is exactly 1 at 0 (minimax in relative error), highest power first.
+inline constexpr float kExp2Coefficients[] = {1.326472731e-03f, 9.671512991e-03f, 5.550733581e-02f,
+                                              2.402224243e-01f, 6.931470037e-01f, 1.0f};
+inline constexpr int kExp2Terms = 6;
+
+// 2^(n + f) for integral n and |f| <= 1/2.
 FLAGATTN_INLINE F32 exp2_of_parts(F32 n, F32 f) {
-  F32 p = F32::set1(1.326472731e-03f);
-  p = fma(p, f, F32::set1(9.671512991e-03f));
-  p = fma(p, f, F32::set1(5.550733581e-02f));
-  p = fma(p, f, F32::set1(2.402224243e-01f));
-  p = fma(p, f, F32::set1(6.931470037e-01f));
-  p = fma(p, f, F32::set1(1.0f));
+  F32 p = F32::set1(kExp2Coefficients[0]);
+  FLAGATTN_UNROLL for (int i = 1; i < kExp2Terms; ++i) p = fma(p, f, F32::set1(kExp2Coefficients[i]));
   return scale_by_power_of_two(p, n);
 }
 
@@ -49,6 +50,20 @@ FLAGATTN_INLINE F32 exp2_of_parts(F32 n, F32 f) {
 FLAGATTN_INLINE F32 exp2(F32 x) {
   const F32 n = round(x);
   return exp2_of_parts(n, x - n);
+}
+
+// x[i] = exp2(x[i]), step by step for all: one exponential is a chain that a core's scheduler holds only a few of.
+template <int N>
+FLAGATTN_INLINE void exp2_of_all(F32 (&x)[N]) {
+  F32 n[N], p[N];
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) n[i] = round(x[i]);
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) x[i] = x[i] - n[i];
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) p[i] = F32::set1(kExp2Coefficients[0]);
+  FLAGATTN_UNROLL for (int term = 1; term < kExp2Terms; ++term) {
+    const F32 coefficient = F32::set1(kExp2Coefficients[term]);
+    FLAGATTN_UNROLL for (int i = 0; i < N; ++i) p[i] = fma(p[i], x[i], coefficient);
+  }
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) x[i] = scale_by_power_of_two(p[i], n[i]);
 }
 
 // e^x; 0 where the result would be denormal. x log2(e) is not rounded before its integral part is taken off (where the

@@ -67,6 +67,15 @@ class KeyTiles {
     return {strips, strip_stride(kCpuKeyTile), tile.num_keys, padded_dim(params_.head_dim_v)};
   }
 
+  // Asks for the rows [begin, end) of a tile where they are still to be packed: they lie far apart, so that no hardware
+  // foresees them.
+  void prefetch(const KeyTile& tile, int32_t begin, int32_t end) const {
+    const KeyTile part{tile.first + begin, end - begin};
+    if (!holds(tile, keys_)) prefetch_rows(params_.k, params_.head_dim, part);
+    if (params_.is_piecewise() && !holds(tile, far_keys_)) prefetch_rows(params_.k2, params_.head_dim, part);
+    if (!holds(tile, values_)) prefetch_rows(params_.v, params_.head_dim_v, part);
+  }
+
   // Of the tile that `values` returned last.
   bool values_finite(const KeyTile& tile, const ValueTile& values) const {
     TileSlots::Owner& owner = owner_of(tile, values_);
@@ -83,6 +92,17 @@ class KeyTiles {
     const T* head = static_cast<const T*>(view.data) + item_.head_k * view.head_stride;
     flagattn::for_each_stretch(sequence_, tile.first, tile.num_keys, [&](int64_t done, int64_t count, KeyPlace place) {
       body(head + place.offset(view), done, count);
+    });
+  }
+
+  void prefetch_rows(const HeadsView& view, int64_t dim, const KeyTile& part) const {
+    dispatch(params_.dtype, [&]<typename T>(T) {
+      constexpr int64_t kLine = 64 / sizeof(T);
+      for_each_stretch<T>(view, part, [&](const T* rows, int64_t, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) {
+          for (int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(rows + i * view.row_stride + d, 0, 2);
+        }
+      });
     });
   }
 
@@ -124,12 +144,14 @@ class KeyTiles {
   }
   // True where the slot held another tile: it is to be packed.
   bool claim(const KeyTile& tile, const TileSlots& tiles) const {
-    TileSlots::Owner& owner = owner_of(tile, tiles);
-    const int64_t number = item_.group * tiles_per_group_ + tile.first / kCpuKeyTile;
-    if (owner.tile == number) return false;
-    owner = {number, false, false};
+    if (holds(tile, tiles)) return false;
+    owner_of(tile, tiles) = {number_of(tile), false, false};
     return true;
   }
+  bool holds(const KeyTile& tile, const TileSlots& tiles) const {
+    return owner_of(tile, tiles).tile == number_of(tile);
+  }
+  int64_t number_of(const KeyTile& tile) const { return item_.group * tiles_per_group_ + tile.first / kCpuKeyTile; }
 
   const AttentionParams& params_;
   const int64_t head_dim_;  // padded

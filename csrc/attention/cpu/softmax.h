@@ -45,28 +45,24 @@ FLAGATTN_INLINE void raise_maximum(PanelStatistics& statistics, const F32 (&larg
 template <int NV>
 FLAGATTN_KERNEL void weigh_run(const PanelStatistics& statistics, const Run& run, F32 factor, float* scores,
                                F32 (&partial)[2][kNV]) {
-  const int column = run.first_vector * F32::kLanes;
-  F32 maximum[NV], even[NV], odd[NV];
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    maximum[v] = F32::load(statistics.maximum + column + v * F32::kLanes);
-    even[v] = partial[0][run.first_vector + v];
-    odd[v] = partial[1][run.first_vector + v];
-  }
-  for (int32_t key = run.begin; key < run.end; key += 2) {
-    float* at = scores + key * kPanel + column;
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-      float* here = at + v * F32::kLanes;
-      const F32 weight = exp2((F32::load(here) - maximum[v]) * factor);
-      weight.store(here);
-      even[v] = even[v] + weight;
-      const F32 next = exp2((F32::load(here + kPanel) - maximum[v]) * factor);
-      next.store(here + kPanel);
-      odd[v] = odd[v] + next;
+  constexpr int kKeys = 4;
+  static_assert(kMR % kKeys == 0);
+  for (int v = run.first_vector; v < run.first_vector + NV; ++v) {
+    const F32 maximum = F32::load(statistics.maximum + first_column(v));
+    F32 even = partial[0][v], odd = partial[1][v];
+    for (int32_t key = run.begin; key < run.end; key += kKeys) {
+      float* at = scores + key * kPanel + first_column(v);
+      F32 weights[kKeys];
+      FLAGATTN_UNROLL for (int i = 0; i < kKeys; ++i) weights[i] = (F32::load(at + i * kPanel) - maximum) * factor;
+      exp2_of_all(weights);
+      FLAGATTN_UNROLL for (int i = 0; i < kKeys; ++i) weights[i].store(at + i * kPanel);
+      FLAGATTN_UNROLL for (int i = 0; i < kKeys; i += 2) {
+        even = even + weights[i];
+        odd = odd + weights[i + 1];
+      }
     }
-  }
-  FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-    partial[0][run.first_vector + v] = even[v];
-    partial[1][run.first_vector + v] = odd[v];
+    partial[0][v] = even;
+    partial[1][v] = odd;
   }
 }
 
