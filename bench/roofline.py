@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,8 +126,8 @@ def read_probe(moved: float) -> Peer:
     return Peer([one() for _ in range(rotation_count(moved))], bytes=moved)  # type: ignore[misc]
 
 
-def compiled_probe(name: str, folder: Path | None = None) -> ctypes.CDLL:
-    """A loop of this folder compiled for the running CPU and loaded; compiled once per source text."""
+def compiled_probe(name: str, folder: Path | None = None, more_flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """A loop of this folder compiled for the running CPU and loaded; compiled once per source text and folder."""
     folder = folder or Path(tempfile.gettempdir()) / f"flagattn-bench-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).with_name(name)
@@ -134,7 +135,7 @@ def compiled_probe(name: str, folder: Path | None = None) -> ctypes.CDLL:
     if not library.exists():
         compiler = os.environ.get("CXX", "g++")
         partial = library.with_suffix(f".{os.getpid()}")
-        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
+        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", *more_flags]
         subprocess.run([compiler, *flags, str(source), "-o", str(partial)], check=True)
         partial.replace(library)
     return ctypes.CDLL(str(library))
