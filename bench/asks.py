@@ -1,4 +1,4 @@
-"""What a speed bar against torch asks of the machine: its ratio times torch's rate; and the rate of bare multiply-adds."""
+"""What a bar against torch asks of the machine: its ratio times torch's rate, beside the rate of multiply-adds."""
 
 from __future__ import annotations
 
