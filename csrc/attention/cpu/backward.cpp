@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "arch/cpu_level.h"
+#include "arch/scratch.h"
 #include "attention/cpu/attention.h"
 #include "attention/cpu/backward_kernels.h"
-#include "arch/scratch.h"
 
 namespace flagattn::cpu {
 namespace {

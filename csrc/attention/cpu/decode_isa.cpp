@@ -1,7 +1,7 @@
 // Decoding for one ISA level (docs/kernels/attention_decode_cpu.md).
+#include "arch/scratch.h"
 #include "attention/cpu/decode.h"
 #include "attention/cpu/isa.h"
-#include "arch/scratch.h"
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {

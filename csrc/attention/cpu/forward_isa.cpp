@@ -1,7 +1,7 @@
 // Attention forward, plain and piecewise, for one ISA level (docs/kernels/attention_cpu.md).
+#include "arch/scratch.h"
 #include "attention/cpu/forward.h"
 #include "attention/cpu/isa.h"
-#include "arch/scratch.h"
 
 namespace flagattn::FLAGATTN_ISA {
 

@@ -1,8 +1,8 @@
 // Sums over rows for one ISA level: the gradient of an additive bias, over all that it repeats, and the column sums of
 // the probabilities. An item owns what it writes and adds in a fixed order, so that threads change no bit.
+#include "arch/scratch.h"
 #include "attention/cpu/head_panel.h"
 #include "attention/cpu/isa.h"
-#include "arch/scratch.h"
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {
