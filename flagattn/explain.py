@@ -168,9 +168,9 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     terms = [term for term in ("attn_mask", "dropout_p") if _is_given(arguments.get(term))]
     if plan["decodes"] == "1" and not terms:
         explanation.details["forward"] = (
-            f"the decode kernel, {plan['decode_items']} work items of a key/value head's chunk of {plan['key_chunk']} "
-            f"keys for {plan['threads']} threads: up to {plan['most_decode_columns']} query rows, heads of a group "
-            "counted, read every key once"
+            f"the decode kernel, {plan['decode_items']} work items of {plan['decode_heads']} key/value heads' chunk of "
+            f"{plan['key_chunk']} keys for {plan['threads']} threads: up to {plan['most_decode_columns']} query rows, "
+            "heads of a group counted, read every key once"
         )
         return _with_backward(explanation, plan, name)
     explanation.others["decode kernel"] = (

@@ -11,6 +11,9 @@ namespace flagattn {
 // Query rows, those of all heads of a group counted, up to which reading the keys once and transposing nothing pays.
 inline constexpr int64_t kMostDecodeColumns = 16;
 
+// Key/value heads of an item.
+inline constexpr int64_t kMostDecodeHeads = 16;
+
 // `panel`: as in cpu_forward_config. No result depends on the choice.
 constexpr bool decodes(const AttentionParams& params, int64_t panel) {
   const bool plain_scores =
@@ -19,38 +22,51 @@ constexpr bool decodes(const AttentionParams& params, int64_t panel) {
   return plain_scores && columns <= panel && columns <= kMostDecodeColumns;
 }
 
-// Work items are the key chunks of every (sequence, key/value head), or all chunks of it together. The heads of a chunk
-// are neighbours, since in memory their keys are.
+// Work items are the key chunks of a sequence, or all chunks of it together, for some neighbouring key/value heads: in
+// memory the heads of a key are neighbours, and who reads several of them reads longer stretches.
 struct DecodeSchedule {
   int64_t batch;
   int64_t heads_k;
-  int64_t chunks;  // of the longest sequence
-  bool split;      // one chunk per item
+  int64_t chunks;          // of the longest sequence
+  bool split;              // one chunk per item
+  int64_t heads_per_item;  // the last item of a chunk may have fewer
 
   constexpr int64_t parts() const { return split ? chunks : 1; }
-  constexpr int64_t num_items() const { return batch * parts() * heads_k; }
+  constexpr int64_t head_blocks() const { return (heads_k + heads_per_item - 1) / heads_per_item; }
+  constexpr int64_t num_items() const { return batch * parts() * head_blocks(); }
 
   struct Item {
     int64_t sequence;
-    int64_t head_k;
+    int64_t first_head;
+    int64_t num_heads;
     int64_t chunk;  // 0 where items are not split
-    int64_t group;  // sequence * heads_k + head_k
+    int64_t group;  // of the items that join: sequence * head_blocks() + block of heads
   };
   constexpr Item item(int64_t index) const {
-    const int64_t head_k = index % heads_k, rest = index / heads_k;
-    const int64_t sequence = rest / parts();
-    return {sequence, head_k, rest % parts(), sequence * heads_k + head_k};
+    const int64_t blocks = head_blocks(), block = index % blocks, rest = index / blocks;
+    const int64_t sequence = rest / parts(), first = block * heads_per_item, left = heads_k - first;
+    return {sequence, first, left < heads_per_item ? left : heads_per_item, rest % parts(), sequence * blocks + block};
   }
 };
 
-constexpr DecodeSchedule decode_schedule(const AttentionParams& params) {
+constexpr DecodeSchedule decode_schedule(const AttentionParams& params, int64_t num_threads) {
   const int64_t chunks = (params.seqlen_k + kCpuKeyChunk - 1) / kCpuKeyChunk;
   // Every chunk's result is kept until all have joined: not where that would take much memory.
   constexpr int64_t kMostBytes = 32 << 20;
   const int64_t columns = params.seqlen_q * (params.heads_q / params.heads_k);
   const int64_t state = columns * (params.head_dim_v + 2) * static_cast<int64_t>(sizeof(float));
   const bool fits = params.batch * params.heads_k * chunks <= kMostBytes / (state > 0 ? state : 1);
-  return {params.batch, params.heads_k, chunks, chunks > 1 && fits};
+  DecodeSchedule schedule{params.batch, params.heads_k, chunks, chunks > 1 && fits, params.heads_k};
+  // The queries of an item's heads stay in L1 beside the keys that stream past; every thread gets an item.
+  constexpr int64_t kQueryBytes = 16 * 1024;
+  const int64_t query = (columns + 3) / 4 * 4 * params.head_dim * static_cast<int64_t>(sizeof(float));
+  const int64_t in_cache = query > 0 && query < kQueryBytes ? kQueryBytes / query : 1;
+  const int64_t most = in_cache < kMostDecodeHeads ? in_cache : kMostDecodeHeads;
+  if (schedule.heads_per_item > most) schedule.heads_per_item = most;
+  while (schedule.heads_per_item > 1 && schedule.num_items() < num_threads) {
+    schedule.heads_per_item = (schedule.heads_per_item + 1) / 2;
+  }
+  return schedule;
 }
 
 }  // namespace flagattn

@@ -29,6 +29,7 @@ std::string attention_plan(int64_t batch, int64_t heads_q, int64_t heads_k, int6
   const int64_t threads = torch_threads().num_threads;
   const int64_t panel = cpu::attention_panel_columns();
   const CpuForwardConfig forward = cpu_forward_config(params, panel, threads);
+  const DecodeSchedule decode = decode_schedule(params, threads);
   const BackwardSplit backward = backward_split(seqlen_q, heads_q / heads_k);
 
   std::string text;
@@ -38,7 +39,8 @@ std::string attention_plan(int64_t batch, int64_t heads_q, int64_t heads_k, int6
   line("threads", threads);
   line("panel_columns", panel);
   line("decodes", decodes(params, panel) ? 1 : 0);
-  line("decode_items", decode_schedule(params).num_items());
+  line("decode_items", decode.num_items());
+  line("decode_heads", decode.heads_per_item);
   line("most_decode_columns", panel < kMostDecodeColumns ? panel : kMostDecodeColumns);
   line("key_chunk", kCpuKeyChunk);
   line("forward_key_tile", kCpuKeyTile);

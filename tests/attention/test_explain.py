@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -38,14 +40,18 @@ def test_every_form_is_explained() -> None:
     assert flagattn.explain("piecewise_attn_varlen_func", *[packed] * 5, cu, cu, 5, 5, 3).details["forward"]
 
 
-def test_decoding() -> None:
+def test_decoding(set_threads: Callable[[int], None]) -> None:
+    set_threads(2)
     q, cache = torch.randn(2, 1, 8, 16), torch.randn(2, 3000, 2, 16)
     cached = flagattn.explain("flash_attn_with_kvcache", q, cache, cache)
-    assert "the decode kernel, 12 work items" in cached.details["forward"] and "none" in cached.details["backward"]
+    assert (
+        "the decode kernel, 6 work items of 2 key/value heads" in cached.details["forward"]
+        and "none" in cached.details["backward"]
+    )
     assert "decode kernel" in flagattn.explain("flash_attn_func", q, cache, cache).details["forward"]
     table = torch.zeros(2, 4, dtype=torch.int32)
     paged = flagattn.explain("flash_attn_with_kvcache", q, cache[:, :512], cache[:, :512], block_table=table)
-    assert "8 work items" in paged.details["forward"]
+    assert "4 work items" in paged.details["forward"]
     assert "decode kernel" in flagattn.explain("piecewise_attn_with_kvcache", q, q, *[cache] * 3, 9).details["forward"]
     many = flagattn.explain("flash_attn_with_kvcache", torch.randn(2, 90, 8, 16), cache, cache)
     assert "query rows" in many.others["decode kernel"]

@@ -128,6 +128,8 @@ FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm256_permute_ps(a.reg, 0xb1)}; }
 
+// Element 4r + i is element i of p, for every r.
+FLAGATTN_INLINE F32 repeat_four(const float* p) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}; }
 // Element 4r + i is element i of rows[r].
 FLAGATTN_INLINE F32 load_fours(const float* const* rows) {
   return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0])), _mm_loadu_ps(rows[1]), 1)};
@@ -145,6 +147,28 @@ FLAGATTN_INLINE F32 load_fours(const Float16* const* rows) { return {_mm256_cvtp
 template <int i>
 FLAGATTN_INLINE F32 spread_in_fours(F32 a) {
   return {_mm256_permute_ps(a.reg, i * 0x55)};
+}
+
+// Eight bf16 of each of kLanes / 4 rows.
+struct Eights {
+  __m256i reg;
+};
+FLAGATTN_INLINE Eights load_eights(const BFloat16* const* rows) {
+  const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[0]));
+  return {_mm256_inserti128_si256(_mm256_castsi128_si256(first),
+                                  _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[1])), 1)};
+}
+// Element 4r + j is element i of row r, for every j: one shuffle of bytes widens it too.
+template <int i>
+FLAGATTN_INLINE F32 spread_in_eights(Eights a) {
+  const __m256i bytes = _mm256_set1_epi32((2 * i + 1) << 24 | (2 * i) << 16 | 0x8080);
+  return {_mm256_castsi256_ps(_mm256_shuffle_epi8(a.reg, bytes))};
+}
+// Elements 0, 2, 4, ... and 1, 3, 5, ... of 2 kLanes bf16.
+FLAGATTN_INLINE void load_pairs(const BFloat16* p, F32& even, F32& odd) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even.reg = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+  odd.reg = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
 
 // Rows become columns: element j of r[i] moves to element i of r[j].

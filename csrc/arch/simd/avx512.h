@@ -124,6 +124,8 @@ FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {_mm512_shuffle_ps(a.reg, a.reg, 0xb1)}; }
 
+// Element 4r + i is element i of p, for every r.
+FLAGATTN_INLINE F32 repeat_four(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
 // Element 4r + i is element i of rows[r].
 FLAGATTN_INLINE __m256 load_two_fours(const float* first, const float* second) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), _mm_loadu_ps(second), 1);
@@ -143,6 +145,35 @@ FLAGATTN_INLINE F32 load_fours(const Float16* const* rows) { return {_mm512_cvtp
 template <int i>
 FLAGATTN_INLINE F32 spread_in_fours(F32 a) {
   return {_mm512_shuffle_ps(a.reg, a.reg, i * 0x55)};
+}
+
+// Eight bf16 of each of kLanes / 4 rows.
+struct Eights {
+  __m512 pairs;
+};
+FLAGATTN_INLINE Eights load_eights(const BFloat16* const* rows) {
+  const auto eight = [&](int r) { return reinterpret_cast<const float*>(rows[r]); };
+  const __m256 low = load_two_fours(eight(0), eight(1)), high = load_two_fours(eight(2), eight(3));
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)};
+}
+FLAGATTN_INLINE F32 even_of_pairs(__m512 pairs) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16))};
+}
+FLAGATTN_INLINE F32 odd_of_pairs(__m512 pairs) {
+  const __m512i mask = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), mask))};
+}
+// Element 4r + j is element i of row r, for every j.
+template <int i>
+FLAGATTN_INLINE F32 spread_in_eights(Eights a) {
+  const __m512 pair = _mm512_shuffle_ps(a.pairs, a.pairs, (i / 2) * 0x55);
+  return i % 2 == 0 ? even_of_pairs(pair) : odd_of_pairs(pair);
+}
+// Elements 0, 2, 4, ... and 1, 3, 5, ... of 2 kLanes bf16.
+FLAGATTN_INLINE void load_pairs(const BFloat16* p, F32& even, F32& odd) {
+  const __m512 pairs = _mm512_loadu_ps(p);
+  even = even_of_pairs(pairs);
+  odd = odd_of_pairs(pairs);
 }
 
 // Rows become columns: element j of r[i] moves to element i of r[j].

@@ -166,6 +166,8 @@ FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {
 // Elements 2i and 2i + 1 change places.
 FLAGATTN_INLINE F32 swap_neighbours(F32 a) { return {Float4{a.reg[1], a.reg[0], a.reg[3], a.reg[2]}}; }
 
+// Element 4r + i is element i of p, for every r.
+FLAGATTN_INLINE F32 repeat_four(const float* p) { return F32::load(p); }
 // Element 4r + i is element i of rows[r].
 template <typename T>
 FLAGATTN_INLINE F32 load_fours(const T* const* rows) {
@@ -175,6 +177,24 @@ FLAGATTN_INLINE F32 load_fours(const T* const* rows) {
 template <int i>
 FLAGATTN_INLINE F32 spread_in_fours(F32 a) {
   return F32::set1(a.reg[i]);
+}
+
+// Eight bf16 of each of kLanes / 4 rows.
+struct Eights {
+  const BFloat16* row;
+};
+FLAGATTN_INLINE Eights load_eights(const BFloat16* const* rows) { return {rows[0]}; }
+// Element 4r + j is element i of row r, for every j.
+template <int i>
+FLAGATTN_INLINE F32 spread_in_eights(Eights a) {
+  return F32::set1(widen(a.row[i]));
+}
+// Elements 0, 2, 4, ... and 1, 3, 5, ... of 2 kLanes bf16.
+FLAGATTN_INLINE void load_pairs(const BFloat16* p, F32& even, F32& odd) {
+  for (int i = 0; i < F32::kLanes; ++i) {
+    even.reg[i] = widen(p[2 * i]);
+    odd.reg[i] = widen(p[2 * i + 1]);
+  }
 }
 
 // Rows become columns: element j of r[i] moves to element i of r[j].

@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "attention/cpu/decode_rows.h"
 #include "attention/cpu/decode_scores.h"
 #include "attention/cpu/decode_scratch.h"
+#include "attention/cpu/decode_softmax.h"
 #include "attention/cpu/decode_values.h"
 #include "attention/cpu/score_factors.h"
 #include "attention/cpu/score_terms.h"
@@ -34,6 +36,7 @@ class DecodeWorker {
   // `next` follows on this worker: its first keys are fetched meanwhile. Negative: none is known.
   void run(int64_t index, int64_t next) {
     item_ = schedule_.item(index);
+    heads_ = static_cast<int>(item_.num_heads);
     sequence_ = sequence_of(params_, item_.sequence);
     columns_ = static_cast<int>(sequence_.seqlen_q) * group_;
     if (columns_ == 0) return;
@@ -59,27 +62,29 @@ class DecodeWorker {
   // Columns -----------------------------------------------------------------------------------------------------------
 
   template <typename U>
-  U* row_of(const HeadsView& view, int column) const {
+  U* row_of(const HeadsView& view, int head, int column) const {
     return static_cast<U*>(view.data) + sequence_.batch * view.batch_stride +
-           (sequence_.first_q + column / group_) * view.row_stride +
-           (item_.head_k * group_ + column % group_) * view.head_stride;
+           (sequence_.first_q + column / group_) * view.row_stride + query_head(head, column) * view.head_stride;
   }
+  int64_t query_head(int head, int column) const { return (item_.first_head + head) * group_ + column % group_; }
 
   void start() {
     shape_ = {sequence_.seqlen_q, sequence_.seqlen_k, params_.mask};
     blocks_ = (columns_ + 3) / 4;
-    place_queries(params_.q, scratch_.queries);
-    if (params_.is_piecewise()) place_queries(params_.q2, scratch_.far_queries);
+    for (int head = 0; head < heads_; ++head) {
+      place_queries(params_.q, head, scratch_.queries + head * sizes_.queries);
+      if (params_.is_piecewise()) place_queries(params_.q2, head, scratch_.far_queries + head * sizes_.queries);
+    }
     for (int row = 0; row < sequence_.seqlen_q; ++row) {
       keys_[row] = shape_.keys_of_row(row);
       if (params_.is_piecewise()) far_end_[row] = shape_.far_end(row, params_.dist_threshold);
     }
   }
 
-  // queries[d][block]: the block's four columns, zero behind the last one, repeated over a vector.
-  void place_queries(const HeadsView& view, float* queries) const {
+  // queries[d][block][4]: the block's four columns, zero behind the last one.
+  void place_queries(const HeadsView& view, int head, float* queries) const {
     const T* rows[kDecodeColumns];
-    for (int c = 0; c < columns_; ++c) rows[c] = row_of<const T>(view, c);
+    for (int c = 0; c < columns_; ++c) rows[c] = row_of<const T>(view, head, c);
     alignas(64) float wide[kDecodeColumns][F32::kLanes];
     for (int c = columns_; c < 4 * blocks_; ++c) F32::zero().store(wide[c]);
     for (int64_t d = 0; d < params_.head_dim; d += F32::kLanes) {
@@ -88,10 +93,7 @@ class DecodeWorker {
         (load_up_to(rows[c] + d, rest) * F32::set1(factors_.query)).store(wide[c]);
       }
       for (int64_t i = 0; i < n; ++i) {
-        for (int b = 0; b < blocks_; ++b) {
-          float* to = queries + ((d + i) * blocks_ + b) * F32::kLanes;
-          for (int lane = 0; lane < F32::kLanes; ++lane) to[lane] = wide[4 * b + lane % 4][i];
-        }
+        for (int c = 0; c < 4 * blocks_; ++c) queries[(d + i) * 4 * blocks_ + c] = wide[c][i];
       }
     }
   }
@@ -99,13 +101,18 @@ class DecodeWorker {
   // Chunks ------------------------------------------------------------------------------------------------------------
 
   DecodeState shared_state(int64_t chunk) const {
-    const int64_t at = (item_.sequence * schedule_.chunks + chunk) * schedule_.heads_k + item_.head_k;
+    const int64_t at = (item_.sequence * schedule_.chunks + chunk) * schedule_.heads_k + item_.first_head;
     return {shared_.statistics + at, shared_.outputs + at * sizes_.outputs};
+  }
+  static DecodeState state_of(const DecodeState& state, int head, const DecodeSizes& sizes) {
+    return {state.statistics + head, state.outputs + head * sizes.outputs};
   }
 
   void run_chunk(int64_t chunk, int64_t next, const DecodeState& state) {
-    reset(*state.statistics);
-    for (int64_t i = 0; i < columns_ * sizes_.output_row; i += F32::kLanes) F32::zero().store(state.outputs + i);
+    for (int head = 0; head < heads_; ++head) {
+      reset(state.statistics[head]);
+      clear_rows(state.outputs + head * sizes_.outputs, 0, columns_);
+    }
     const KeyRange seen = shape_.keys_of_any_row(0, sequence_.seqlen_q - 1);
     const int64_t chunk_begin = chunk * kCpuKeyChunk, chunk_end = chunk_begin + kCpuKeyChunk;
     const int64_t begin = seen.begin > chunk_begin ? seen.begin : chunk_begin;
@@ -113,21 +120,34 @@ class DecodeWorker {
     for (int64_t first = begin / kCpuKeyTile * kCpuKeyTile; first < end; first += kCpuKeyTile) {
       const int64_t tile_end = first + kCpuKeyTile;
       const KeyRange tile{begin > first ? begin - first : 0, end < tile_end ? end - first : kCpuKeyTile};
-      fill_rows(sequence_, item_.head_k, params_.v, first, tile, scratch_.value_rows);
-      if (tile_end < end) {
-        const int64_t rest = end - tile_end;
-        fill_rows(sequence_, item_.head_k, params_.k, tile_end, {0, rest < kCpuKeyTile ? rest : kCpuKeyTile},
-                  scratch_.next_rows);
-      } else {
-        fill_next(next);
-      }
-      run_tile(first, tile, state);
+      const int64_t rest = end - tile_end;
+      const RowWalk later = rest > 0 ? walk_over<T>(sequence_, item_.first_head, params_.k, tile_end,
+                                                    {0, rest < kCpuKeyTile ? rest : kCpuKeyTile}, scratch_.next_rows)
+                                     : first_keys_of(next);
+      run_tile(first, tile, later, state);
     }
+  }
+
+  // Item `next`, as far as is known.
+  RowWalk first_keys_of(int64_t next) const {
+    if (next < 0) return {};
+    const DecodeSchedule::Item item = schedule_.item(next);
+    const Sequence sequence = sequence_of(params_, item.sequence);
+    const KeyRange seen =
+        MaskShape{sequence.seqlen_q, sequence.seqlen_k, params_.mask}.keys_of_any_row(0, sequence.seqlen_q - 1);
+    const int64_t first = item.chunk * kCpuKeyChunk, rest = seen.end - first;
+    if (sequence.seqlen_q == 0 || seen.begin > first || rest <= 0) return {};
+    return walk_over<T>(sequence, item.first_head, params_.k, first, {0, rest < kCpuKeyTile ? rest : kCpuKeyTile},
+                        scratch_.next_rows);
   }
 
   // Takes a chunk's state into the total.
   void join(bool is_first, const DecodeState& state) {
-    const DecodeState& total = scratch_.total;
+    for (int head = 0; head < heads_; ++head) {
+      join_head(is_first, state_of(scratch_.total, head, sizes_), state_of(state, head, sizes_));
+    }
+  }
+  void join_head(bool is_first, const DecodeState& total, const DecodeState& state) const {
     if (is_first) {
       *total.statistics = *state.statistics;
       for (int64_t i = 0; i < columns_ * sizes_.output_row; ++i) total.outputs[i] = state.outputs[i];
@@ -150,76 +170,62 @@ class DecodeWorker {
 
   // Tiles -------------------------------------------------------------------------------------------------------------
 
-  // The rows of keys `seen` of the tile from `first` on; entries beside them repeat the nearest one.
-  void fill_rows(const Sequence& sequence, int64_t head_k, const HeadsView& view, int64_t first, const KeyRange& seen,
-                 const void** rows) const {
-    const T* head = static_cast<const T*>(view.data) + head_k * view.head_stride;
-    const void** to = rows + seen.begin;
-    for_each_stretch(sequence, first + seen.begin, seen.end - seen.begin,
-                     [&](int64_t done, int64_t count, const KeyPlace& place) {
-                       const T* row = head + place.offset(view);
-                       for (int64_t i = 0; i < count; ++i, row += view.row_stride) to[done + i] = row;
-                     });
-    for (int64_t i = 0; i < seen.begin; ++i) rows[i] = rows[seen.begin];
-    for (int64_t i = seen.end; i < kTileRows; ++i) rows[i] = rows[seen.end - 1];
-  }
-
-  // The first keys of item `next`, as far as is known; else something harmless.
-  void fill_next(int64_t next) const {
-    if (next >= 0) {
-      const DecodeSchedule::Item item = schedule_.item(next);
-      const Sequence sequence = sequence_of(params_, item.sequence);
-      const KeyRange seen =
-          MaskShape{sequence.seqlen_q, sequence.seqlen_k, params_.mask}.keys_of_any_row(0, sequence.seqlen_q - 1);
-      const int64_t first = item.chunk * kCpuKeyChunk;
-      if (sequence.seqlen_q > 0 && seen.begin <= first && first < seen.end) {
-        const int64_t rest = seen.end - first;
-        fill_rows(sequence, item.head_k, params_.k, first, {0, rest < kCpuKeyTile ? rest : kCpuKeyTile},
-                  scratch_.next_rows);
-        return;
-      }
-    }
-    for (int64_t i = 0; i < kTileRows; ++i) scratch_.next_rows[i] = scratch_.value_rows[i];
-  }
-
-  static const T* const* typed(const void** rows) { return reinterpret_cast<const T* const*>(rows); }
-
-  // Keys `tile` of the tile from `first` on, counted from there.
-  void run_tile(int64_t first, const KeyRange& tile, const DecodeState& state) {
-    with_blocks([&]<int NB>() { score_tile<NB>(first, tile); });
-
-    F32 largest[kNV], rescale[kNV], partial[2][kNV];
+  // Keys `tile` of the tile from `first` on, counted from there; `later` follows.
+  void run_tile(int64_t first, const KeyRange& tile, const RowWalk& later, const DecodeState& state) {
+    const RowWalk values = walk_over<T>(sequence_, item_.first_head, params_.v, first, tile, scratch_.value_rows);
+    score_tile(first, tile, values);
     const int64_t begin = tile.begin / 2 * 2, end = (tile.end + 1) / 2 * 2;  // an even key and the odd one behind it
-    find_largest(begin, end, largest);
-    raise_maximum(*state.statistics, largest, F32::set1(factors_.exponent), rescale);
-    weigh(*state.statistics, begin, end, partial);
-    add_to_sum(*state.statistics, partial);
-
-    // Where columns see different keys every row is added by itself: a weight of 0 would not cancel a value of NaN.
-    const bool alike = keys_[sequence_.seqlen_q - 1].begin <= first + tile.begin && first + tile.end <= keys_[0].end;
-    const auto add = [&](const KeyRange& keys, int column, int stop) {
-      add_few_columns<T>(typed(scratch_.value_rows), typed(scratch_.next_rows), keys.begin, keys.end,
-                         params_.head_dim_v, scratch_.scores, column, stop, scratch_.sums, sizes_.output_row);
-    };
-    if (alike) {
-      add(tile, 0, columns_);
-    } else {
-      for (int row = 0; row < sequence_.seqlen_q; ++row) {
-        const KeyRange keys = keys_in_tile(first, tile, row);
-        if (keys.empty()) {
-          clear_rows(scratch_.sums, row * group_, (row + 1) * group_);
-        } else {
-          add(keys, row * group_, (row + 1) * group_);
+    const F32 factor = F32::set1(factors_.exponent);
+    for (int head = 0; head < heads_; ++head) {
+      float* scores = scratch_.scores + head * sizes_.scores;
+      PanelStatistics& statistics = state.statistics[head];
+      F32 largest[kNV], rescale[kNV], partial[2][kNV];
+      largest_scores(scores, blocks_, begin, end, largest);
+      raise_maximum(statistics, largest, factor, rescale);
+      weigh(statistics, blocks_, begin, end, factor, scores, partial);
+      add_to_sum(statistics, partial);
+      for (int v = 0; v < kNV; ++v) rescale[v].store(rescale_[head] + first_column(v));
+    }
+    add_values_of_tile(first, tile, values, later);
+    for (int head = 0; head < heads_; ++head) {
+      for (int c = 0; c < columns_; ++c) {
+        const F32 scale = F32::set1(rescale_[head][c]);
+        const int64_t row = head * sizes_.outputs + c * sizes_.output_row;
+        for (int64_t d = row; d < row + sizes_.output_row; d += F32::kLanes) {
+          float* at = state.outputs + d;
+          fma(F32::load(at), scale, F32::load(scratch_.sums + d)).store(at);
         }
       }
     }
-    alignas(64) float scales[kPanel];
-    for (int v = 0; v < kNV; ++v) rescale[v].store(scales + first_column(v));
-    for (int c = 0; c < columns_; ++c) {
-      const F32 scale = F32::set1(scales[c]);
-      for (int64_t d = 0; d < sizes_.output_row; d += F32::kLanes) {
-        float* at = state.outputs + c * sizes_.output_row + d;
-        fma(F32::load(at), scale, F32::load(scratch_.sums + c * sizes_.output_row + d)).store(at);
+  }
+
+  void add_values_of_tile(int64_t first, const KeyRange& tile, const RowWalk& values, const RowWalk& later) const {
+    const int64_t steps = values.steps(heads_), distance = steps_ahead(params_.head_dim_v);
+    // Where columns see different keys every row is added by itself: a weight of 0 would not cancel a value of NaN.
+    const bool alike = keys_[sequence_.seqlen_q - 1].begin <= first + tile.begin && first + tile.end <= keys_[0].end;
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t head = step % heads_, key = (values.begin + step / heads_) * kGroupKeys;
+      const RowGroup group = values.at(step, heads_), ahead = ahead_of(values, later, step, heads_, distance);
+      const auto add = [&](const KeyRange& keys, int column, int stop) {
+        const int64_t begin = keys.begin > key ? keys.begin : key;
+        const int64_t end = keys.end < key + kGroupKeys ? keys.end : key + kGroupKeys;
+        if (begin >= end) return;
+        const float* weights = scratch_.scores + head * sizes_.scores + begin * 4;
+        float* sums = scratch_.sums + head * sizes_.outputs;
+        add_few_columns<T>({group.rows + begin - key, group.offset}, {ahead.rows + begin - key, ahead.offset},
+                           end - begin, params_.head_dim_v, weights, column, stop, begin > keys.begin, sums,
+                           sizes_.output_row);
+      };
+      if (alike) {
+        add(tile, 0, columns_);
+        continue;
+      }
+      for (int row = 0; row < sequence_.seqlen_q; ++row) {
+        const KeyRange keys = keys_in_tile(first, tile, row);
+        if (!keys.empty()) add(keys, row * group_, (row + 1) * group_);
+        if (keys.empty() && step < heads_) {
+          clear_rows(scratch_.sums + head * sizes_.outputs, row * group_, (row + 1) * group_);
+        }
       }
     }
   }
@@ -232,6 +238,13 @@ class DecodeWorker {
     for (int64_t i = first * sizes_.output_row; i < stop * sizes_.output_row; i += F32::kLanes) {
       F32::zero().store(outputs + i);
     }
+  }
+
+  // As many steps as a few pages take: far enough for memory to answer, near enough for the rows to be in L1 still.
+  static int64_t steps_ahead(int64_t head_dim) {
+    constexpr int64_t kAheadBytes = 16 * 1024;
+    const int64_t steps = kAheadBytes / (kGroupKeys * head_dim * static_cast<int64_t>(sizeof(T)));
+    return steps > 1 ? steps : 1;
   }
 
   template <typename Body>
@@ -248,43 +261,58 @@ class DecodeWorker {
     }
   }
 
-  template <int NB>
-  void score_tile(int64_t first, const KeyRange& tile) {
-    constexpr int64_t kStripKeys = strip_keys(NB);
-    const int64_t begin = tile.begin / kStripKeys * kStripKeys;
-    const int64_t end = (tile.end + kStripKeys - 1) / kStripKeys * kStripKeys;
-    const T* const* ahead = typed(scratch_.value_rows);
-    const auto score = [&](const HeadsView& view, const void** rows, const float* queries, float* scores) {
-      fill_rows(sequence_, item_.head_k, view, first, tile, rows);
-      score_few_keys<T, NB>(typed(rows), ahead, queries, params_.head_dim, begin, end, scores);
+  // Of all heads; `values` follow.
+  void score_tile(int64_t first, const KeyRange& tile, const RowWalk& values) {
+    const auto walk = [&](const HeadsView& view, const void** rows) {
+      return walk_over<T>(sequence_, item_.first_head, view, first, tile, rows);
+    };
+    const auto score = [&](const RowWalk& keys, const RowWalk& later, const float* queries, float* scores) {
+      const int64_t steps = keys.steps(heads_), distance = steps_ahead(params_.head_dim);
+      with_blocks([&]<int NB>() {
+        for (int64_t step = 0; step < steps; ++step) {
+          const int64_t head = step % heads_, key = (keys.begin + step / heads_) * kGroupKeys;
+          score_group<T, NB>(keys.at(step, heads_), ahead_of(keys, later, step, heads_, distance),
+                             queries + head * sizes_.queries, params_.head_dim,
+                             scores + head * sizes_.scores + key * 4);
+        }
+      });
     };
     const int64_t last = sequence_.seqlen_q - 1;
     const bool any_near = !params_.is_piecewise() || far_end_[0] < first + tile.end;
     const bool any_far = params_.is_piecewise() && far_end_[last] > first + tile.begin;
-    if (any_near) score(params_.k, scratch_.key_rows, scratch_.queries, scratch_.scores);
-    if (any_far) {
-      score(params_.k2, scratch_.far_rows, scratch_.far_queries, any_near ? scratch_.far_scores : scratch_.scores);
+    RowWalk far;
+    if (any_far) far = walk(params_.k2, scratch_.far_rows);
+    if (any_near) score(walk(params_.k, scratch_.key_rows), any_far ? far : values, scratch_.queries, scratch_.scores);
+    if (any_far) score(far, values, scratch_.far_queries, any_near ? scratch_.far_scores : scratch_.scores);
+
+    const int64_t begin = values.begin * kGroupKeys, end = values.end * kGroupKeys;
+    for (int head = 0; head < heads_; ++head) {
+      float* scores = scratch_.scores + head * sizes_.scores;
+      if (any_near && any_far) {
+        const float* far_scores = scratch_.far_scores + head * sizes_.scores;
+        for_each_score(scores, begin, end, [&](int64_t key, int column, float& value) {
+          if (first + key < far_end_[column / group_]) value = far_scores[&value - scores];
+        });
+      }
+      if (factors_.softcap != 0.0f) cap(scores, begin, end);
+      if (params_.alibi.slopes != nullptr) add_alibi(scores, head, first, begin, end);
+      hide(scores, first, tile, begin, end);
     }
-    if (any_near && any_far) {
-      for_each_score(begin, end, [&](int64_t key, int column, float& score) {
-        if (first + key < far_end_[column / group_]) score = scratch_.far_scores[&score - scratch_.scores];
-      });
-    }
-    if (factors_.softcap != 0.0f) {
-      for (int b = 0; b < NB; ++b) {
-        for (int64_t i = begin * 4; i < end * 4; i += F32::kLanes) {
-          float* at = scratch_.scores + b * kBlockScores + i;
-          tanh(F32::load(at) * F32::set1(factors_.softcap)).store(at);
-        }
+  }
+
+  void cap(float* scores, int64_t begin, int64_t end) const {
+    for (int b = 0; b < blocks_; ++b) {
+      for (int64_t i = begin * 4; i < end * 4; i += F32::kLanes) {
+        float* at = scores + b * kBlockScores + i;
+        tanh(F32::load(at) * F32::set1(factors_.softcap)).store(at);
       }
     }
-    if (params_.alibi.slopes != nullptr) add_alibi(first, begin, end);
-    hide(first, tile, begin, end);
   }
 
   // The terms of score_terms.h, and joined as there.
-  void add_alibi(int64_t first, int64_t begin, int64_t end) {
-    const float* slopes = params_.alibi.slopes + item_.sequence * params_.alibi.batch_stride + item_.head_k * group_;
+  void add_alibi(float* scores, int head, int64_t first, int64_t begin, int64_t end) const {
+    const float* slopes =
+        params_.alibi.slopes + item_.sequence * params_.alibi.batch_stride + query_head(head, /*column=*/0);
     const int64_t aligned = sequence_.seqlen_k - sequence_.seqlen_q - first;
     alignas(64) float slope[F32::kLanes], row[F32::kLanes], number[F32::kLanes];
     for (int b = 0; b < blocks_; ++b) {
@@ -295,7 +323,7 @@ class DecodeWorker {
       }
       for (int64_t key = begin; key < end; key += kFourKeys) {
         for (int lane = 0; lane < F32::kLanes; ++lane) number[lane] = static_cast<float>(key + lane / 4);
-        float* at = scratch_.scores + b * kBlockScores + key * 4;
+        float* at = scores + b * kBlockScores + key * 4;
         const F32 term = fma(F32::load(slope), abs(F32::load(row) - F32::load(number)), F32::zero());
         with_term<true>(F32::load(at), F32::set1(factors_.unit), term).store(at);
       }
@@ -303,88 +331,44 @@ class DecodeWorker {
   }
 
   // Keys of [begin, end) that a column does not see.
-  void hide(int64_t first, const KeyRange& tile, int64_t begin, int64_t end) {
+  void hide(float* scores, int64_t first, const KeyRange& tile, int64_t begin, int64_t end) const {
     const int64_t last = sequence_.seqlen_q - 1;
     if (keys_[last].begin <= first + begin && first + end <= keys_[0].end && begin == tile.begin && end == tile.end) {
       return;
     }
-    for_each_score(begin, end, [&](int64_t key, int column, float& score) {
+    for_each_score(scores, begin, end, [&](int64_t key, int column, float& score) {
       const KeyRange keys = keys_in_tile(first, tile, column / group_);
       if (key < keys.begin || key >= keys.end) score = -std::numeric_limits<float>::infinity();
     });
   }
 
   template <typename Body>
-  FLAGATTN_INLINE void for_each_score(int64_t begin, int64_t end, Body&& body) const {
+  FLAGATTN_INLINE void for_each_score(float* all, int64_t begin, int64_t end, Body&& body) const {
     for (int column = 0; column < columns_; ++column) {
-      float* scores = scratch_.scores + column / 4 * kBlockScores + column % 4;
+      float* scores = all + column / 4 * kBlockScores + column % 4;
       for (int64_t key = begin; key < end; ++key) body(key, column, scores[key * 4]);
-    }
-  }
-
-  // Softmax -----------------------------------------------------------------------------------------------------------
-  //
-  // Vectors hold four columns of kFourKeys keys; statistics lie by column.
-
-  void find_largest(int64_t begin, int64_t end, F32 (&largest)[kNV]) const {
-    alignas(64) float most[kPanel], lanes[F32::kLanes];
-    for (float& value : most) value = -std::numeric_limits<float>::infinity();
-    const int64_t whole = begin / kFourKeys * kFourKeys;
-    for (int b = 0; b < blocks_; ++b) {
-      const float* scores = scratch_.scores + b * kBlockScores;
-      F32 running = F32::set1(-std::numeric_limits<float>::infinity());
-      for (int64_t key = whole; key < end; key += kFourKeys) running = max(running, F32::load(scores + key * 4));
-      running.store(lanes);
-      for (int lane = 0; lane < F32::kLanes; ++lane) {
-        float& value = most[4 * b + lane % 4];
-        if (!(lanes[lane] <= value)) value = lanes[lane];
-      }
-    }
-    for (int v = 0; v < kNV; ++v) largest[v] = F32::load(most + first_column(v));
-  }
-
-  // Scores become weights; partial[parity] adds them up in the order of the keys.
-  void weigh(const PanelStatistics& statistics, int64_t begin, int64_t end, F32 (&partial)[2][kNV]) const {
-    alignas(64) float sums[2][kPanel] = {}, lanes[F32::kLanes];
-    const F32 factor = F32::set1(factors_.exponent);
-    for (int b = 0; b < blocks_; ++b) {
-      float* scores = scratch_.scores + b * kBlockScores;
-      for (int lane = 0; lane < F32::kLanes; ++lane) lanes[lane] = statistics.maximum[4 * b + lane % 4];
-      const F32 maximum = F32::load(lanes);
-      for (int64_t key = begin / kFourKeys * kFourKeys; key < end; key += kFourKeys) {
-        float* at = scores + key * 4;
-        exp2((F32::load(at) - maximum) * factor).store(at);
-      }
-      float pair[8] = {};
-      for (int64_t key = begin; key < end; key += 2) {
-        for (int i = 0; i < 8; ++i) pair[i] += scores[key * 4 + i];
-      }
-      for (int i = 0; i < 4; ++i) {
-        sums[0][4 * b + i] = pair[i];
-        sums[1][4 * b + i] = pair[4 + i];
-      }
-    }
-    for (int parity = 0; parity < 2; ++parity) {
-      for (int v = 0; v < kNV; ++v) partial[parity][v] = F32::load(sums[parity] + first_column(v));
     }
   }
 
   // Results -----------------------------------------------------------------------------------------------------------
 
   void finish(bool nothing_seen) const {
-    const DecodeState& total = scratch_.total;
+    for (int head = 0; head < heads_; ++head) finish_head(head, state_of(scratch_.total, head, sizes_), nothing_seen);
+  }
+  void finish_head(int head, const DecodeState& total, bool nothing_seen) const {
     if (nothing_seen) {
       reset(*total.statistics);
       clear_rows(total.outputs, 0, columns_);
     }
     for (int c = 0; c < columns_; ++c) {
-      const int64_t head = item_.head_k * group_ + c % group_;
+      const int64_t query = query_head(head, c);
       const RowResult result = params_.sinks == nullptr
                                    ? row_result(*total.statistics, c, factors_.natural)
-                                   : row_result_with_sink(*total.statistics, c, factors_.natural, params_.sinks[head]);
+                                   : row_result_with_sink(*total.statistics, c, factors_.natural, params_.sinks[query]);
       const F32 scale = F32::set1(result.normaliser);
-      T* to = row_of<T>(params_.out, c);
-      const float* from = total.outputs + c * sizes_.output_row;
+      T* to = row_of<T>(params_.out, head, c);
+      float* from = total.outputs + c * sizes_.output_row;
+      unpair(dims_in_pairs<T>(params_.head_dim_v), from);
       for (int64_t d = 0; d < params_.head_dim_v; d += F32::kLanes) {
         const int64_t rest = params_.head_dim_v - d;
         const F32 scaled = F32::load(from + d) * scale;
@@ -394,8 +378,8 @@ class DecodeWorker {
           scaled.store_n(to + d, rest);
         }
       }
-      params_.lse.data[sequence_.batch * params_.lse.batch_stride + head * params_.lse.head_stride + sequence_.first_q +
-                       c / group_] = result.lse;
+      params_.lse.data[sequence_.batch * params_.lse.batch_stride + query * params_.lse.head_stride +
+                       sequence_.first_q + c / group_] = result.lse;
     }
   }
 
@@ -410,9 +394,10 @@ class DecodeWorker {
   DecodeSchedule::Item item_;
   Sequence sequence_;
   MaskShape shape_;
-  int columns_, blocks_;
+  int heads_, columns_, blocks_;
   KeyRange keys_[kDecodeColumns];
   int64_t far_end_[kDecodeColumns];
+  alignas(64) float rescale_[kMostDecodeHeads][kPanel];
 };
 
 }  // namespace flagattn::FLAGATTN_ISA

@@ -8,15 +8,15 @@ namespace {
 
 template <typename T>
 void decode(const AttentionParams& params, const ParallelFor& parallel) {
-  const DecodeSchedule schedule = decode_schedule(params);
+  const DecodeSchedule schedule = decode_schedule(params, parallel.num_threads);
   const int64_t columns = params.seqlen_q * (params.heads_q / params.heads_k);
-  const DecodeSizes sizes(params, columns);
+  const DecodeSizes sizes(params, schedule, columns);
   const DecodeLayout layout(params, schedule, sizes, parallel.num_threads);
   // The caller's block, kept between calls, serves all workers.
   char* block = static_cast<char*>(cpu::thread_scratch(layout.total));
   const DecodeShared shared = layout.shared(block);
   if (schedule.split) {
-    for (int64_t group = 0; group < schedule.batch * schedule.heads_k; ++group) {
+    for (int64_t group = 0; group < schedule.batch * schedule.head_blocks(); ++group) {
       new (shared.missing + group) std::atomic<int64_t>(schedule.chunks);
     }
   }

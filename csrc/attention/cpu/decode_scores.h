@@ -6,71 +6,83 @@
 #include <cstdint>
 
 #include "arch/simd.h"
+#include "attention/cpu/decode_rows.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/scores.h"
 #include "attention/heuristics.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
-inline constexpr int kFourKeys = F32::kLanes / 4;
 inline constexpr int64_t kBlockScores = kCpuKeyTile * 4;  // from block to block
 
 // Keys of a strip: as many as keep eight accumulators, a chain each, at work.
 constexpr int strip_vectors(int blocks) { return blocks == 1 ? 8 : blocks == 2 ? 4 : 2; }
 constexpr int strip_keys(int blocks) { return strip_vectors(blocks) * kFourKeys; }
+static_assert(strip_keys(1) == kGroupKeys);
 
+// Some dims of kFourKeys keys, and one of them spread over the keys' columns.
 template <typename T>
-FLAGATTN_INLINE void prefetch(const T* p) {
-  __builtin_prefetch(p, 0, 3);
-}
+struct KeyDims {
+  static constexpr int kDims = 4;
+  F32 fours;
 
-// Dims [begin, end) of one strip: rows[i] is key i. queries[d][block] is a vector of the block's four columns, repeated
-// for every key in it. `ahead` are rows of the same length that are wanted next. `further` adds to the scores.
+  static FLAGATTN_INLINE KeyDims load(const T* const* rows) { return {load_fours(rows)}; }
+  template <int I>
+  FLAGATTN_INLINE F32 spread() const {
+    return spread_in_fours<I>(fours);
+  }
+};
+template <>
+struct KeyDims<BFloat16> {
+  static constexpr int kDims = 8;
+  Eights eights;
+
+  static FLAGATTN_INLINE KeyDims load(const BFloat16* const* rows) { return {load_eights(rows)}; }
+  template <int I>
+  FLAGATTN_INLINE F32 spread() const {
+    return spread_in_eights<I>(eights);
+  }
+};
+
+// Dims [begin, end) of one strip, whose rows, and those that are wanted next, start at element `offset` of their
+// table's. queries[d][block][4] are the block's four columns. `further` adds to the scores.
 template <typename T, int NB>
-FLAGATTN_KERNEL void score_few(const T* const* rows, const T* const* ahead, const float* queries, int64_t begin,
-                               int64_t end, bool further, float* scores) {
-  constexpr int NV = strip_vectors(NB);
+FLAGATTN_KERNEL void score_few(const T* const* rows, int64_t offset, const T* const* ahead, int64_t ahead_offset,
+                               const float* queries, int64_t begin, int64_t end, bool further, float* scores) {
+  constexpr int NV = strip_vectors(NB), kAtOnce = NV < 4 ? NV : 4, kDims = KeyDims<T>::kDims;
   constexpr int64_t kLine = 64 / sizeof(T);
   F32 c[NB][NV];
   clear(c);
-  for (int64_t d = begin; d < end; d += 4) {
+  for (int64_t d = begin; d < end; d += kDims) {
     if (d % kLine == 0) {
-      FLAGATTN_UNROLL for (int r = 0; r < NV * kFourKeys; ++r) prefetch(ahead[r] + d);
+      FLAGATTN_UNROLL for (int r = 0; r < NV * kFourKeys; ++r) prefetch(ahead[r] + ahead_offset + d);
     }
-    const float* from = queries + d * NB * F32::kLanes;
-    const auto keys = [&](int v) FLAGATTN_INLINE_LAMBDA {
-      const T* four[kFourKeys];
-      FLAGATTN_UNROLL for (int r = 0; r < kFourKeys; ++r) four[r] = rows[v * kFourKeys + r] + d;
-      return load_fours(four);
-    };
-    const auto step = [&]<int I>(const F32& x, int v, const F32(&q)[NB]) FLAGATTN_INLINE_LAMBDA {
-      const F32 spread = spread_in_fours<I>(x);
-      FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) c[b][v] = fma(spread, q[b], c[b][v]);
-    };
-    if constexpr (NB == 1) {
-      const F32 q[4][1] = {{F32::load(from)},
-                           {F32::load(from + F32::kLanes)},
-                           {F32::load(from + 2 * F32::kLanes)},
-                           {F32::load(from + 3 * F32::kLanes)}};
-      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-        const F32 x = keys(v);
-        step.template operator()<0>(x, v, q[0]);
-        step.template operator()<1>(x, v, q[1]);
-        step.template operator()<2>(x, v, q[2]);
-        step.template operator()<3>(x, v, q[3]);
+    const float* from = queries + d * NB * 4;
+    FLAGATTN_UNROLL for (int first = 0; first < NV; first += kAtOnce) {
+      KeyDims<T> keys[kAtOnce];
+      FLAGATTN_UNROLL for (int v = 0; v < kAtOnce; ++v) {
+        const T* some[kFourKeys];
+        FLAGATTN_UNROLL for (int r = 0; r < kFourKeys; ++r) some[r] = rows[(first + v) * kFourKeys + r] + offset + d;
+        keys[v] = KeyDims<T>::load(some);
       }
-    } else {
-      F32 x[NV];
-      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) x[v] = keys(v);
       const auto dim = [&]<int I>() FLAGATTN_INLINE_LAMBDA {
         F32 q[NB];
-        FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) q[b] = F32::load(from + (I * NB + b) * F32::kLanes);
-        FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) step.template operator()<I>(x[v], v, q);
+        FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) q[b] = repeat_four(from + (I * NB + b) * 4);
+        FLAGATTN_UNROLL for (int v = 0; v < kAtOnce; ++v) {
+          const F32 spread = keys[v].template spread<I>();
+          FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) c[b][first + v] = fma(spread, q[b], c[b][first + v]);
+        }
       };
       dim.template operator()<0>();
       dim.template operator()<1>();
       dim.template operator()<2>();
       dim.template operator()<3>();
+      if constexpr (kDims == 8) {
+        dim.template operator()<4>();
+        dim.template operator()<5>();
+        dim.template operator()<6>();
+        dim.template operator()<7>();
+      }
     }
   }
   FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) {
@@ -81,16 +93,17 @@ FLAGATTN_KERNEL void score_few(const T* const* rows, const T* const* ahead, cons
   }
 }
 
-// Keys [begin, end) of a tile, in whole strips.
+// A group of keys; `scores` are those of its first key.
 template <typename T, int NB>
-inline void score_few_keys(const T* const* rows, const T* const* ahead, const float* queries, int64_t head_dim,
-                           int64_t begin, int64_t end, float* scores) {
-  for (int64_t key = begin; key < end; key += strip_keys(NB)) {
+inline void score_group(const RowGroup& group, const RowGroup& ahead, const float* queries, int64_t head_dim,
+                        float* scores) {
+  for (int64_t key = 0; key < kGroupKeys; key += strip_keys(NB)) {
     int64_t d = 0;
     int64_t n = head_dim <= kMostProducts ? head_dim : kPartProducts;
     while (d < head_dim) {
       const int64_t stop = d + n < head_dim ? d + n : head_dim;
-      score_few<T, NB>(rows + key, ahead + key, queries, d, stop, d > 0, scores + key * 4);
+      score_few<T, NB>(group.typed<T>() + key, group.offset, ahead.typed<T>() + key, ahead.offset, queries, d, stop,
+                       d > 0, scores + key * 4);
       d = stop;
     }
   }

@@ -14,26 +14,27 @@ namespace flagattn::FLAGATTN_ISA {
 inline constexpr int kDecodeColumns = kPanel < kMostDecodeColumns ? kPanel : static_cast<int>(kMostDecodeColumns);
 static_assert(kDecodeColumns % 4 == 0);
 
-// The rows of a tile, by key; strips may reach over its ends.
-inline constexpr int64_t kTileRows = kCpuKeyTile;
-
-// A row's softmax so far: statistics by column, outputs[column][dim].
+// The softmax so far of an item's heads: statistics by column, outputs[head][column][dim].
 struct DecodeState {
   PanelStatistics* statistics;
   float* outputs;
 };
 
 struct DecodeSizes {
+  int64_t heads;       // of an item
   int64_t blocks;      // of four columns
   int64_t output_row;  // floats from column to column: whole vectors
-  int64_t outputs;     // floats of a state
-  int64_t queries;     // floats
+  int64_t outputs;     // floats of a head's outputs
+  int64_t queries;     // floats of a head's queries
+  int64_t scores;      // floats of a head's scores
 
-  DecodeSizes(const AttentionParams& params, int64_t columns)
-      : blocks((columns + 3) / 4),
+  DecodeSizes(const AttentionParams& params, const DecodeSchedule& schedule, int64_t columns)
+      : heads(schedule.heads_per_item),
+        blocks((columns + 3) / 4),
         output_row((params.head_dim_v + F32::kLanes - 1) / F32::kLanes * F32::kLanes),
         outputs(columns * output_row),
-        queries(params.head_dim * blocks * F32::kLanes) {}
+        queries(params.head_dim * blocks * 4),
+        scores(blocks * kBlockScores) {}
 };
 
 struct DecodeScratch {
@@ -42,7 +43,7 @@ struct DecodeScratch {
   const void **key_rows, **far_rows, **value_rows, **next_rows;
 };
 
-// What workers share: the chunks' states and how many of a group's are missing.
+// What workers share: the chunks' states, by sequence, chunk and head, and how many of a group's are missing.
 struct DecodeShared {
   PanelStatistics* statistics;
   float* outputs;
@@ -63,21 +64,21 @@ struct DecodeLayout {
       at += (static_cast<size_t>(count) * size + 63) / 64 * 64;
       return start;
     };
-    const int64_t kept = schedule.split ? schedule.num_items() : 0;
+    const int64_t kept = schedule.split ? schedule.batch * schedule.chunks * schedule.heads_k : 0;
     statistics = take(kept, sizeof(PanelStatistics));
     outputs = take(kept * sizes.outputs, sizeof(float));
-    missing = take(schedule.split ? schedule.batch * schedule.heads_k : 0, sizeof(std::atomic<int64_t>));
+    missing = take(schedule.split ? schedule.batch * schedule.head_blocks() : 0, sizeof(std::atomic<int64_t>));
     workers = at;
     at = 0;
     const int64_t pairs = params.is_piecewise() ? 2 : 1;
-    queries = take(sizes.queries, sizeof(float));
-    far_queries = take((pairs - 1) * sizes.queries, sizeof(float));
-    scores = take(sizes.blocks * kBlockScores, sizeof(float));
-    far_scores = take((pairs - 1) * sizes.blocks * kBlockScores, sizeof(float));
-    sums = take(sizes.outputs, sizeof(float));
-    states = take(2, sizeof(PanelStatistics));
-    state_outputs = take(2 * sizes.outputs, sizeof(float));
-    rows = take(4 * kTileRows, sizeof(void*));
+    queries = take(sizes.heads * sizes.queries, sizeof(float));
+    far_queries = take((pairs - 1) * sizes.heads * sizes.queries, sizeof(float));
+    scores = take(sizes.heads * sizes.scores, sizeof(float));
+    far_scores = take((pairs - 1) * sizes.heads * sizes.scores, sizeof(float));
+    sums = take(sizes.heads * sizes.outputs, sizeof(float));
+    states = take(2 * sizes.heads, sizeof(PanelStatistics));
+    state_outputs = take(2 * sizes.heads * sizes.outputs, sizeof(float));
+    rows = take(4 * kCpuKeyTile, sizeof(void*));
     worker_size = at;
     total = workers + static_cast<size_t>(num_workers) * worker_size;
   }
@@ -97,11 +98,11 @@ struct DecodeLayout {
             floats(far_scores),
             floats(sums),
             {statistics_of, floats(state_outputs)},
-            {statistics_of + 1, floats(state_outputs) + sizes.outputs},
+            {statistics_of + sizes.heads, floats(state_outputs) + sizes.heads * sizes.outputs},
             tables,
-            tables + kTileRows,
-            tables + 2 * kTileRows,
-            tables + 3 * kTileRows};
+            tables + kCpuKeyTile,
+            tables + 2 * kCpuKeyTile,
+            tables + 3 * kCpuKeyTile};
   }
 };
 

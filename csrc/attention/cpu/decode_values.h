@@ -5,16 +5,48 @@
 #include <cstdint>
 
 #include "arch/simd.h"
+#include "attention/cpu/decode_rows.h"
 #include "attention/cpu/decode_scores.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/pack.h"
 
 namespace flagattn::FLAGATTN_ISA {
 
+// Sums of bf16 lie in pairs of vectors, even dims and then odd ones, as far as 2 kLanes dims are whole: so two of them
+// are widened by a shift and a mask.
+template <typename T>
+inline constexpr bool kInPairs = false;
+template <>
+inline constexpr bool kInPairs<BFloat16> = true;
+template <typename T>
+constexpr int64_t dims_in_pairs(int64_t head_dim) {
+  return kInPairs<T> ? head_dim / (2 * F32::kLanes) * (2 * F32::kLanes) : 0;
+}
+template <typename T>
+FLAGATTN_INLINE void load_two(const T* p, F32& first, F32& second) {
+  first = F32::load(p);
+  second = F32::load(p + F32::kLanes);
+}
+FLAGATTN_INLINE void load_two(const BFloat16* p, F32& even, F32& odd) { load_pairs(p, even, odd); }
+
+// A row of sums in the order of its dims.
+inline void unpair(int64_t num_dims, float* sums) {
+  alignas(64) float pairs[2 * F32::kLanes];
+  for (int64_t d = 0; d < num_dims; d += 2 * F32::kLanes) {
+    for (int i = 0; i < F32::kLanes; ++i) {
+      pairs[2 * i] = sums[d + i];
+      pairs[2 * i + 1] = sums[d + F32::kLanes + i];
+    }
+    for (int i = 0; i < 2 * F32::kLanes; ++i) sums[d + i] = pairs[i];
+  }
+}
+
 // sums[g][d ...] (+)= sum over the keys of weights[key][g] * rows[key][d ...]; `rest` dims where a vector is not whole.
-template <typename T, int G, int NV, bool kWhole>
-FLAGATTN_KERNEL void add_values(const T* const* rows, const T* const* ahead, int64_t num_keys, int64_t d, int64_t rest,
-                                const float* weights, bool further, float* sums, int64_t ld) {
+// The rows, and those that are fetched, are at element d already counted in their offsets.
+template <typename T, int G, int NV, bool kWhole, bool kFetch>
+FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, const T* const* ahead, int64_t ahead_offset,
+                                int64_t num_keys, int64_t rest, const float* weights, bool further, float* sums,
+                                int64_t ld) {
   F32 c[G][NV];
   if (further) {
     load_block(sums, ld, c);
@@ -22,13 +54,18 @@ FLAGATTN_KERNEL void add_values(const T* const* rows, const T* const* ahead, int
     clear(c);
   }
   for (int64_t key = 0; key < num_keys; ++key) {
-    const T* row = rows[key] + d;
-    FLAGATTN_UNROLL for (int v = 0; v < NV; v += 64 / static_cast<int>(sizeof(T)) / F32::kLanes) {
-      prefetch(ahead[key] + d + v * F32::kLanes);
+    const T* row = rows[key] + offset;
+    if constexpr (kFetch) {
+      FLAGATTN_UNROLL for (int v = 0; v < NV; v += 64 / static_cast<int>(sizeof(T)) / F32::kLanes) {
+        prefetch(ahead[key] + ahead_offset + v * F32::kLanes);
+      }
     }
     F32 value[NV];
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-      value[v] = kWhole ? F32::load(row + v * F32::kLanes) : load_up_to(row + v * F32::kLanes, rest - v * F32::kLanes);
+    if constexpr (kWhole) {
+      FLAGATTN_UNROLL for (int v = 0; v < NV; v += 2) load_two(row + v * F32::kLanes, value[v], value[v + 1]);
+    } else {
+      static_assert(NV == 1);
+      value[0] = load_up_to(row, rest);
     }
     FLAGATTN_UNROLL for (int g = 0; g < G; ++g) {
       const F32 weight = F32::set1(weights[key * 4 + g]);
@@ -38,50 +75,53 @@ FLAGATTN_KERNEL void add_values(const T* const* rows, const T* const* ahead, int
   store_block(c, sums, ld);
 }
 
-// All dims of up to four columns; `sums` has rows of whole vectors, ld apart.
+// All dims of up to four columns; `sums` has rows of whole vectors, ld apart. `fetch`: the rows ahead, a line at a
+// time.
 template <typename T, int G>
-inline void add_value_rows(const T* const* rows, const T* const* ahead, int64_t num_keys, int64_t head_dim,
+inline void add_value_rows(const RowGroup& group, const RowGroup& ahead, bool fetch, int64_t num_keys, int64_t head_dim,
                            const float* weights, bool further, float* sums, int64_t ld) {
-  constexpr int NV = G <= 2 ? 4 : 2;
-  constexpr int64_t kDims = NV * F32::kLanes;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const T* const* rows = group.typed<T>();
+  const T* const* later = ahead.typed<T>();
   int64_t d = 0;
-  for (; d + kDims <= head_dim; d += kDims) {
-    add_values<T, G, NV, true>(rows, ahead, num_keys, d, kDims, weights, further, sums + d, ld);
-  }
+  const auto add_whole = [&]<int NV>() {
+    for (; d + NV * F32::kLanes <= head_dim; d += NV * F32::kLanes) {
+      const auto add = fetch && d % kLine == 0 ? add_values<T, G, NV, true, true> : add_values<T, G, NV, true, false>;
+      add(rows, group.offset + d, later, ahead.offset + d, num_keys, NV * F32::kLanes, weights, further, sums + d, ld);
+    }
+  };
+  if constexpr (G <= 2) add_whole.template operator()<4>();
+  add_whole.template operator()<2>();
   for (; d < head_dim; d += F32::kLanes) {
-    add_values<T, G, 1, false>(rows, ahead, num_keys, d, head_dim - d, weights, further, sums + d, ld);
+    add_values<T, G, 1, false, true>(rows, group.offset + d, later, ahead.offset + d, num_keys, head_dim - d, weights,
+                                     further, sums + d, ld);
   }
 }
 
-// Keys [begin, end) for columns [first, stop): weights[block][key][4] of the tile.
+// num_keys keys for columns [first, stop): weights[block][key][4], of the first key, kBlockScores from block to block.
 template <typename T>
-inline void add_few_columns(const T* const* rows, const T* const* ahead, int64_t begin, int64_t end, int64_t head_dim,
-                            const float* weights, int first, int stop, float* sums, int64_t ld) {
-  constexpr int64_t kKeysAtOnce = 16;  // their rows stay in L1 for all columns
-  for (int64_t key = begin; key < end; key += kKeysAtOnce) {
-    const int64_t n = end - key < kKeysAtOnce ? end - key : kKeysAtOnce;
-    const bool further = key > begin;
-    for (int column = first; column < stop;) {
-      const int in_block = 4 - column % 4, count = stop - column < in_block ? stop - column : in_block;
-      const float* from = weights + column / 4 * kBlockScores + key * 4 + column % 4;
-      const auto add = [&]<int G>() {
-        add_value_rows<T, G>(rows + key, ahead + key, n, head_dim, from, further, sums + column * ld, ld);
-      };
-      switch (count) {
-        case 4:
-          add.template operator()<4>();
-          break;
-        case 3:
-          add.template operator()<3>();
-          break;
-        case 2:
-          add.template operator()<2>();
-          break;
-        default:
-          add.template operator()<1>();
-      }
-      column += count;
+inline void add_few_columns(const RowGroup& group, const RowGroup& ahead, int64_t num_keys, int64_t head_dim,
+                            const float* weights, int first, int stop, bool further, float* sums, int64_t ld) {
+  for (int column = first; column < stop;) {
+    const int in_block = 4 - column % 4, count = stop - column < in_block ? stop - column : in_block;
+    const float* from = weights + column / 4 * kBlockScores + column % 4;
+    const auto add = [&]<int G>() {
+      add_value_rows<T, G>(group, ahead, column == first, num_keys, head_dim, from, further, sums + column * ld, ld);
+    };
+    switch (count) {
+      case 4:
+        add.template operator()<4>();
+        break;
+      case 3:
+        add.template operator()<3>();
+        break;
+      case 2:
+        add.template operator()<2>();
+        break;
+      default:
+        add.template operator()<1>();
     }
+    column += count;
   }
 }
 

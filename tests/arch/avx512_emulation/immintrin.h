@@ -198,6 +198,11 @@ EMULATED __m512 shuffle_ps(__m512 a, __m512 b, int imm) {
   }
   return r;
 }
+EMULATED __m512 broadcast_f32x4(__m128 a) {
+  __m512 r;
+  LANES(i) r[i] = a[i % 4];
+  return r;
+}
 EMULATED __m512 widened(__m256 low) {
   __m512 r = setzero_ps();
   std::memcpy(&r, &low, 32);
@@ -285,6 +290,7 @@ EMULATED float reduce_max_ps(__m512 a) {
 #define _mm512_unpackhi_ps avx512_emulation::unpackhi_ps
 #undef _mm512_shuffle_ps
 #define _mm512_shuffle_ps avx512_emulation::shuffle_ps
+#define _mm512_broadcast_f32x4 avx512_emulation::broadcast_f32x4
 #define _mm512_castps256_ps512 avx512_emulation::widened
 #undef _mm512_insertf32x8
 #define _mm512_insertf32x8 avx512_emulation::insertf32x8
