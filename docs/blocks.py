@@ -296,6 +296,9 @@ def errors(language: str, up: str) -> str:
 # ----------------------------------------------------------------------------------------------- other projects' tests
 
 
+_SIZES = ("queries x keys", "logits, or queries x keys")
+
+
 def conformance(language: str, up: str) -> str:
     """What `make conformance` wrote of each suite, and why cases were left out."""
     runs = [
@@ -305,16 +308,18 @@ def conformance(language: str, up: str) -> str:
     if not runs:
         return _nothing(language)
     counts = ("collected", "eligible", "sampled", "passed", "skipped", "failed", "not_run")
-    header = ["suite", "upstream commit", "run", *(count.replace("_", " ") for count in counts)]
+    header = ["suite", "upstream commit", "run", "cases at our commit", *(count.replace("_", " ") for count in counts)]
     lines, reasons = [], []
     for run in runs:
         commit = (
             f"[{run['commit'][:10]}](https://github.com/{run['repository']}/tree/{run['commit']}) of {run['committed']}"
         )
         numbers = [str(len(run[count]) if count == "failed" else run[count]) for count in counts]
-        lines.append([run["suite"], commit, f"{run['run']}, {run['cpu_level']}", *numbers])
+        ours = ", ".join(f"{count} at {version}" for version, count in run["ours"].items())
+        lines.append([run["suite"], commit, f"{run['run']}, {run['cpu_level']}", ours, *numbers])
         reasons += [[run["suite"], str(count), reason] for reason, count in run["deselected"].items()]
-        reasons.append([run["suite"], str(run["larger"]), f"more than {run['largest']} queries x keys: not drawn"])
+        size = f"{run['largest']} {_SIZES[run['suite'] == 'liger']}"
+        reasons.append([run["suite"], str(run["larger"]), f"more than {size}: not drawn"])
     files = ", ".join(f"[{run['suite']}.json]({up}docs/conformance/{run['suite']}.json)" for run in runs)
     left_out = report.markdown(["suite", "cases", "left out because it"], reasons)
     return f"{report.markdown(header, lines)}\n\n{files}\n\n{left_out}"

@@ -30,7 +30,12 @@ class CudaMeansCpu(TorchFunctionMode):
 def answer_for_cuda(capability: tuple[int, int]) -> None:
     """torch.cuda's questions, answered for a device of that compute capability; for the rest of the process."""
     properties = types.SimpleNamespace(
-        name="CPU", total_memory=80 * 2**30, multi_processor_count=108, major=capability[0], minor=capability[1]
+        name="CPU",
+        gcnArchName="CPU",  # torch's compiler asks it of a torch without CUDA
+        total_memory=80 * 2**30,
+        multi_processor_count=108,
+        major=capability[0],
+        minor=capability[1],
     )
     answers = {
         "get_device_capability": lambda device=None: capability,
