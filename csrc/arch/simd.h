@@ -52,7 +52,7 @@ FLAGATTN_INLINE F32 exp2(F32 x) {
   return exp2_of_parts(n, x - n);
 }
 
-// x[i] = exp2(x[i]), step by step for all: one exponential is a chain that a core's scheduler holds only a few of.
+// x[i] = exp2(x[i]), step by step for all, so that the chains of several exponentials run side by side.
 template <int N>
 FLAGATTN_INLINE void exp2_of_all(F32 (&x)[N]) {
   F32 n[N], p[N];
