@@ -10,15 +10,10 @@ set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
 
 # -ffp-contract=off: where a product and a sum are fused is written in the source, so that all levels round alike.
-# -fno-ipa-modref: GCC 12.2 at -O3 took a member function that writes through a pointer of a params struct for one without
-# effect and dropped its call, and with it the gradient of attention sinks (-fno-ipa-pure-const cured it too). The flag costs
-# no measurable time.
-set(FLAGATTN_GCC_WITH_MODREF "$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_GREATER_EQUAL:$<CXX_COMPILER_VERSION>,12>>")
 add_library(flagattn_flags INTERFACE)
 target_include_directories(flagattn_flags INTERFACE "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
 target_compile_options(flagattn_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra $<$<BOOL:${FLAGATTN_WERROR}>:-Werror> -ffp-contract=off -fno-math-errno
-    $<${FLAGATTN_GCC_WITH_MODREF}:-fno-ipa-modref>>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra $<$<BOOL:${FLAGATTN_WERROR}>:-Werror> -ffp-contract=off -fno-math-errno>)
 
 # The stable ABI of torch 2.11: with this target torch's unstable headers refuse to be included.
 add_library(flagattn_torch INTERFACE)

@@ -195,8 +195,10 @@ class BackwardBlock {
     }
   }
 
-  // A sink is a key of weight exp(sink - lse) whose dP is 0, since its value is.
-  void write_sink_shares(const BackwardPanel& panel) const {
+  // A sink is a key of weight exp(sink - lse) whose dP is 0, since its value is. Always inline: GCC 12's summaries of
+  // what functions write (-fipa-modref, which -fipa-pure-const acts on) take the call for one without effect, and it is
+  // dropped; without either pass it is not.
+  FLAGATTN_INLINE void write_sink_shares(const BackwardPanel& panel) const {
     for (int c = 0; c < columns_of(panel); ++c) {
       if (panel.lse[c] == kNoWeight) continue;
       const Column& at = panel.columns[c];
