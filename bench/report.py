@@ -50,12 +50,15 @@ def roofline_share(row: Row, flops_per_second: float, bytes_per_second: float) -
 
 def conditions(content: dict[str, Any]) -> str:
     """The sentence under every chart and table: where, with what, from which commit, by which command."""
-    where = content["conditions"]
-    cpu = " ".join(dict.fromkeys(f"{where['cpu']} {where['microarchitecture']}".split()))
-    return (
-        f"{cpu}, {where['cores']} cores, {where['threads']} threads; torch {where['torch']}, "
-        f"Python {where['python']}; commit {content['commit']}, {content['date'][:10]}; {content['command']}"
-    )
+    return f"{where(content)}; commit {content['commit']}, {content['date'][:10]}; {content['command']}"
+
+
+def where(content: dict[str, Any]) -> str:
+    """The machine and what it ran with, without commit and command."""
+    found = content["conditions"]
+    cpu = " ".join(dict.fromkeys(f"{found['cpu']} {found['microarchitecture']}".split()))
+    software = f"torch {found['torch']}, Python {found['python']}"
+    return f"{cpu}, {found['cores']} cores, {found['threads']} threads; {software}"
 
 
 def quoted_machine() -> str | None:

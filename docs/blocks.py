@@ -42,10 +42,6 @@ def signature(language: str, up: str, name: str) -> str:
     return f"```text\n{signature_of(name)}\n```"
 
 
-def signatures(language: str, up: str) -> str:
-    return "```text\n" + "\n".join(signature_of(name) for name in public_functions()) + "\n```"
-
-
 def api_reference(language: str, up: str) -> str:
     """Signature and docstring of every public function."""
     parts = []
@@ -205,25 +201,27 @@ def all_charts(language: str, up: str) -> str:
 
 
 def summary(language: str, up: str) -> str:
-    """The bars README shows: geometric means and worst cases, one line each."""
+    """The bars against torch and transformers, met or not, and how many of all bars are met."""
     quoted = _quoted()
     if quoted is None:
         return _nothing(language)
     machine, files = quoted
-    header = [phrase(word, language) for word in ("what", "measured", "worst case", "bar")]
+    header = [phrase(word, language) for word in ("what", "measured", "worst case", "bar", "met")]
     lines = []
     for verdict in report.verdicts(files):
         bar = verdict.bar
-        if bar.over == "worst case" and bar.suite.startswith("attention"):
-            continue  # its number is the worst case of the classes above it
-        if verdict.others_cpu > BUSY:
-            continue  # docs/benchmarks.md shows it with its doubt
+        if not any(peer in bar.what for peer in ("against torch", "against HF")):
+            continue
         what = bar.what if language == "en" else _translated(bar.what)
-        measured = verdict.decisive
-        lines.append([what, f"{measured:.2f}×", f"{verdict.worst:.2f}×", f"{bar.op} {bar.bound:g}"])
+        bound = f"{bar.op} {bar.bound:g} ({phrase(bar.over, language)})"
+        met = phrase("met" if verdict.met else "short", language)
+        if verdict.others_cpu > BUSY:
+            met = phrase("busy", language)
+        lines.append([what, f"{verdict.measured:.2f}×", f"{verdict.worst:.2f}×", bound, met])
+    words = [line[-1] for line in report.bars_table(files)[1]]
+    counted = phrase("bars met", language).format(met=words.count("yes"), all=len(words))
     modules = ", ".join(f"[{module}.json]({up}bench/results/{machine}/{module}.json)" for module in sorted(files))
-    conditions = report.conditions(files["attention"])
-    return f"{report.markdown(header, lines)}\n\n{conditions}. {modules}"
+    return f"{report.markdown(header, lines)}\n\n{counted} {report.where(files['attention'])}; {modules}"
 
 
 def _translated(what: str) -> str:

@@ -30,6 +30,14 @@ _PHRASES = {
     "measured": ("measured", "实测"),
     "worst case": ("worst case", "最差情形"),
     "bar": ("bar", "目标"),
+    "met": ("met", "达到"),
+    "short": ("short", "未达到"),
+    "busy": ("doubtful: a busy machine", "存疑：测量时机器繁忙"),
+    "geometric mean": ("mean", "平均"),
+    "bars met": (
+        "Of all {all} bars {met} are met on this machine:",
+        "全部 {all} 个目标中，有 {met} 个在这台机器上达到：",
+    ),
     "mask legend": (
         "Rows are queries, columns are keys. 0: not seen; 1: seen. In piecewise attention 1 is scored by q1·k1 and "
         "2 by q2·k2. The last query is aligned with the last key: where queries outnumber keys, the first rows see "

@@ -35,7 +35,6 @@ MAKERS: dict[str, Callable[..., str]] = {
     "options": blocks.options,
     "results": blocks.results_tables,
     "signature": blocks.signature,
-    "signatures": blocks.signatures,
     "summary": blocks.summary,
     "support": blocks.support,
 }

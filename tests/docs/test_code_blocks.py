@@ -1,4 +1,4 @@
-"""Every Python block of README and docs runs, in order, one namespace per document."""
+"""Every Python block of README and docs runs: README's each alone, the others in order, a namespace per document."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, Any] = {"__name__": "__document__"}
     try:
         for index, block in enumerate(blocks_of(path)):
+            if path.parent == ROOT:
+                names = {"__name__": "__document__"}
             exec(compile(block, f"{path.relative_to(ROOT)}, block {index + 1}", "exec"), names)
     finally:
         torch.set_num_threads(threads)
