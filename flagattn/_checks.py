@@ -152,12 +152,20 @@ def scale_or_default(softmax_scale: float | None, head_dim: int) -> float:
         return float(head_dim**-0.5)
     if isinstance(softmax_scale, Tensor):
         raise TypeError("softmax_scale is a tensor; it must be a float or None")
+    if not _is_number(softmax_scale):
+        raise TypeError(f"softmax_scale is {_kind(softmax_scale)}; it must be a float or None")
     if not softmax_scale - softmax_scale == 0:
         raise ValueError(f"softmax_scale is {softmax_scale}; it must be finite")
     return softmax_scale
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, int, torch.SymFloat, torch.SymInt)) or hasattr(value, "__float__")  # numpy's
+
+
 def check_softcap(softcap: float) -> None:
+    if not _is_number(softcap):
+        raise TypeError(f"softcap is {_kind(softcap)}; it must be a float")
     if softcap != 0.0 and not 0.0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}; it must be finite and >= 0, where 0 switches it off")
 

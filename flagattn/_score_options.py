@@ -69,6 +69,8 @@ def _checked_slopes(slopes: Any, q: Tensor, batch: Any) -> Tensor:
             f"alibi_slopes has shape {tuple(slopes.shape)}; it must be (heads_q,) or (batch, heads_q) of {batch} "
             f"sequences and {heads} heads"
         )
+    if slopes.requires_grad and torch.is_grad_enabled():
+        raise ValueError("alibi_slopes requires a gradient, but attention is not differentiated in it; detach it")
     return rows_contiguous(slopes.detach().float())
 
 

@@ -53,7 +53,7 @@ def flash_attn_func(
         causal: row i sees no key behind i + seqlen_k - seqlen_q.
         window_size: (left, right), inclusive around i + seqlen_k - seqlen_q; -1 is unbounded.
         softcap: bounds the scores softly to (-softcap, softcap); 0 switches it off.
-        alibi_slopes: (heads_q,) or (batch, heads_q), floating; they take no gradient.
+        alibi_slopes: (heads_q,) or (batch, heads_q), floating; not differentiated, so they must not require a gradient.
         deterministic: accepted; gradients are always the same from run to run.
         return_attn_probs: return (out, lse, None); the probabilities themselves are never formed.
         sinks: (heads_q,), floating.

@@ -8,6 +8,7 @@ from torch import Tensor
 from flagattn._attention_ops import _attention_backward_op
 from flagattn._checks import padded, rows_contiguous, scale_or_default
 from flagattn._score_options import score_options
+from flagattn.compat._operands import detached
 
 
 def attention_gradients(
@@ -33,7 +34,7 @@ def attention_gradients(
     if head_dim % 8 != 0 or head_dim_v % 8 != 0:
         dout, q, k, v, out = padded(dout, q, k, v, out)
     batch = q.shape[0] if packing is None else packing[0].shape[0] - 1
-    _, _, slopes, *_ = score_options(q, batch, 0.0, alibi_slopes)
+    _, _, slopes, *_ = score_options(q, batch, 0.0, detached(alibi_slopes))
     options = (None, None, slopes, None, rng_state if dropout_p > 0.0 else None, dropout_p, False)
     lengths = packing if packing is not None else (None, None, q.shape[1], k.shape[1])
     with torch.no_grad():

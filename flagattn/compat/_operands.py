@@ -22,6 +22,11 @@ def window_of(window_size: Any) -> tuple[int, int]:
     return max(left, -1), max(right, -1)
 
 
+def detached(slopes: Any) -> Any:
+    """ALiBi slopes that require a gradient silently get none in FlashAttention-2; here they would be refused."""
+    return slopes.detach() if isinstance(slopes, Tensor) else slopes
+
+
 def lse_for_fa2(lse: Tensor) -> Tensor:
     """FlashAttention-2 gives +inf for rows that see no key, where this library gives -inf."""
     return lse.masked_fill(torch.isneginf(lse), math.inf)

@@ -64,6 +64,8 @@ WRONG_ARGUMENTS = [
     ("softcap_nan", dense, {"softcap": float("nan")}, ValueError, "softcap is nan"),
     ("scale_nan", dense, {"softmax_scale": float("nan")}, ValueError, "softmax_scale is nan; it must be finite"),
     ("scale_infinite", dense, {"softmax_scale": float("inf")}, ValueError, "softmax_scale is inf; it must be finite"),
+    ("scale_is_text", dense, {"softmax_scale": "a"}, TypeError, "softmax_scale is of type str; it must be a float"),
+    ("softcap_is_text", dense, {"softcap": "a"}, TypeError, "softcap is of type str; it must be a float"),
     ("scale_is_a_tensor", dense, {"softmax_scale": torch.ones(())}, TypeError, "softmax_scale is a tensor"),
     # What joins the scores
     ("dropout_below", dense, {"dropout_p": -0.1}, ValueError, "dropout_p is -0.1; it must be from 0 to 1"),
@@ -74,6 +76,8 @@ WRONG_ARGUMENTS = [
     ("alibi_shape", dense, {"alibi_slopes": torch.ones(3)},
      ValueError, r"alibi_slopes has shape \(3,\); it must be \(heads_q,\) or \(batch, heads_q\) of 2 sequences and 4"),
     ("alibi_batch", dense, {"alibi_slopes": torch.ones(3, 4)}, ValueError, r"alibi_slopes has shape \(3, 4\)"),
+    ("alibi_gradient", dense, {"alibi_slopes": torch.ones(4, requires_grad=True)},
+     ValueError, "alibi_slopes requires a gradient, but attention is not differentiated in it; detach it"),
     ("alibi_device", dense, {"alibi_slopes": torch.ones(4, device="meta")}, ValueError, "alibi_slopes is on meta"),
     ("sinks_list", dense, {"sinks": [1.0]}, TypeError, "sinks is of type list; it must be a tensor or None"),
     ("sinks_integer", dense, {"sinks": torch.ones(4).int()}, TypeError, "sinks is int32"),
@@ -181,6 +185,11 @@ def test_wrong_packed_operand(function, tensor: torch.Tensor, message: str) -> N
 def test_wrong_parts(outs: list, lses: list, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         flagattn.merge_attention_states(outs, lses)
+
+
+def test_alibi_slopes_of_a_parameter_are_taken_without_grad() -> None:
+    with torch.no_grad():
+        dense(alibi_slopes=torch.ones(4, requires_grad=True))
 
 
 def test_second_derivatives_are_refused() -> None:

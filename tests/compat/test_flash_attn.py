@@ -203,6 +203,17 @@ def test_used_keys_and_left_padding_of_pages() -> None:
     assert torch.equal(out, expected)
 
 
+def test_alibi_slopes_that_require_a_gradient_get_none() -> None:
+    q, k, v = (randn(2, 9, heads, 16, seed=heads, grad=True) for heads in (4, 2, 2))
+    slopes = torch.rand(4, requires_grad=True)
+    out = flash_attn.flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes)
+    assert torch.equal(out, flagattn.flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes.detach()))
+    out.sum().backward()
+    assert slopes.grad is None and q.grad is not None
+    caches = (operand.detach() for operand in (q, k, v))
+    assert torch.equal(flash_attn.flash_attn_with_kvcache(*caches, causal=True, alibi_slopes=slopes), out)
+
+
 def test_dropout_is_the_same_in_both_directions_and_is_shown() -> None:
     q, k, v = (randn(2, 9, heads, 16, seed=heads, grad=True) for heads in (4, 2, 2))
     slopes = torch.tensor([0.5, 0.25, 0.1, 0.0])

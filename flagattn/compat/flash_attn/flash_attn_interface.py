@@ -17,6 +17,7 @@ from flagattn.compat._dropout import next_rng_state, signed_weights
 from flagattn.compat._gradients import attention_gradients
 from flagattn.compat._operands import (
     cumulative,
+    detached,
     integer,
     lengths_of,
     lse_for_fa2,
@@ -50,7 +51,7 @@ def flash_attn_func(
     S_dmask is empty without dropout. With it, it is (batch, heads_q, seqlen_q, seqlen_k), the lengths rounded up to
     multiples of 128: exp(score - the row's maximum), negative where dropout took the weight. It is for tests.
     """
-    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
+    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, detached(alibi_slopes), deterministic)
     rng_state = _watched(return_attn_probs, dropout_p, q)
     results = _native.flash_attn_func(q, k, v, *masks, return_attn_probs)
     return _returned(results, rng_state, q, k, masks)
@@ -69,7 +70,7 @@ def flash_attn_kvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """`flagattn.flash_attn_kvpacked_func`, with the results of `flash_attn_func`."""
-    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
+    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, detached(alibi_slopes), deterministic)
     rng_state = _watched(return_attn_probs, dropout_p, q)
     results = _native.flash_attn_kvpacked_func(q, kv, *masks, return_attn_probs)
     return _returned(results, rng_state, q, kv[:, :, 0], masks)
@@ -87,7 +88,7 @@ def flash_attn_qkvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """`flagattn.flash_attn_qkvpacked_func`, with the results of `flash_attn_func`."""
-    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
+    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, detached(alibi_slopes), deterministic)
     rng_state = _watched(return_attn_probs, dropout_p, qkv)
     results = _native.flash_attn_qkvpacked_func(qkv, *masks, return_attn_probs)
     return _returned(results, rng_state, qkv[:, :, 0], qkv[:, :, 1], masks)
@@ -115,7 +116,7 @@ def flash_attn_varlen_func(
     if block_table is not None:
         k, v = _from_pages(k, v, block_table, lengths_of(cu_seqlens_k))
     packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
-    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
+    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, detached(alibi_slopes), deterministic)
     rng_state = _watched(return_attn_probs, dropout_p, q)
     results = _native.flash_attn_varlen_func(q, k, v, *packing, *masks, return_attn_probs)
     return _returned(results, rng_state, q, k, masks, packing)
@@ -139,7 +140,7 @@ def flash_attn_varlen_kvpacked_func(
 ) -> Any:
     """`flagattn.flash_attn_varlen_kvpacked_func`, with the results of `flash_attn_func`."""
     packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
-    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
+    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, detached(alibi_slopes), deterministic)
     rng_state = _watched(return_attn_probs, dropout_p, q)
     results = _native.flash_attn_varlen_kvpacked_func(q, kv, *packing, *masks, return_attn_probs)
     return _returned(results, rng_state, q, kv[:, 0], masks, packing)
@@ -159,7 +160,7 @@ def flash_attn_varlen_qkvpacked_func(
     return_attn_probs: bool = False,
 ) -> Any:
     """`flagattn.flash_attn_varlen_qkvpacked_func`, with the results of `flash_attn_func`."""
-    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, alibi_slopes, deterministic)
+    masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, detached(alibi_slopes), deterministic)
     length = integer(max_seqlen)
     rng_state = _watched(return_attn_probs, dropout_p, qkv)
     results = _native.flash_attn_varlen_qkvpacked_func(qkv, cu_seqlens, length, *masks, return_attn_probs)
@@ -206,7 +207,7 @@ def flash_attn_with_kvcache(
         window_of(window_size),
         softcap,
         rotary_interleaved,
-        alibi_slopes,
+        detached(alibi_slopes),
         num_splits,
         True,
     )
