@@ -13,7 +13,9 @@ never formed as matrices; any other mask a model asks for is.
 
 from __future__ import annotations
 
+import functools
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -81,12 +83,15 @@ def attention(
         cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: of sequences packed into one row, if they are known.
 
     Returns:
-        out (batch, seqlen_q, heads_q, head_dim) and None for the probabilities, which are never formed.
+        out (batch, seqlen_q, heads_q, head_dim) and None for the probabilities, which are never formed
+        (a warning says so once where they are asked for).
     """
     if kwargs.get("cache") is not None:
         raise NotImplementedError(
             "cache is given; transformers' continuous batching is not served by attn_implementation='flagattn'"
         )
+    if kwargs.get("output_attentions") and not torch.compiler.is_compiling():
+        _warn_of_missing_probabilities()
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if query.dtype != value.dtype or key.dtype != value.dtype:
         query, key = query.to(value.dtype), key.to(value.dtype)  # layer norms kept in fp32
@@ -150,6 +155,16 @@ def mask(
         )
     attention_mask = attention_mask[:, -kv_length:]
     return None if attention_mask.shape[1] == kv_length and bool(attention_mask.all()) else attention_mask
+
+
+@functools.cache  # once, not in every layer
+def _warn_of_missing_probabilities() -> None:
+    warnings.warn(
+        "output_attentions=True gives no attentions with attn_implementation='flagattn', which never forms the "
+        "probabilities; model.set_attn_implementation('eager') gives them",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 # ---- the ways through ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -233,3 +234,16 @@ def test_sinks_reach_cached_rows() -> None:
     with torch.no_grad():
         out, _ = integration.attention(torch.nn.Module(), q, k, v, None, scaling=0.25, s_aux=sinks)
     torch.testing.assert_close(out, expected.transpose(1, 2))
+
+
+def test_attentions_that_are_asked_for_are_missed_aloud() -> None:
+    (model,) = models_of("llama")
+    integration._warn_of_missing_probabilities.cache_clear()
+    ids = torch.tensor([[1, 2, 3]])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(ids)
+        model(ids, output_attentions=True)
+        model(ids, output_attentions=True)
+    told = [str(warning.message) for warning in caught if "output_attentions" in str(warning.message)]
+    assert len(told) == 1 and "set_attn_implementation('eager')" in told[0]
