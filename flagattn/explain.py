@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import flagattn.activation
 import flagattn.attention
@@ -82,7 +84,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         args, kwargs: what the function would be called with; tensors on any device, also "meta".
 
     Returns:
-        `Explanation`; print it. The tiles of the CPU kernels are those for torch's present number of threads.
+        `Explanation`; print it. Where the call would raise, its kernel is "none" for the reason the error gives; wrong
+        values inside tensors are not looked for. The tiles of the CPU kernels are those for torch's present number of
+        threads.
 
     Raises:
         ValueError: there is no such op. TypeError: the arguments do not fit its signature.
@@ -97,6 +101,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         )
     arguments = inspect.signature(function).bind(*args, **kwargs)
     arguments.apply_defaults()
+    wrong = _what_is_wrong(function, arguments)
+    if wrong is not None:
+        return Explanation(name, "none", wrong)
     if name in _FUSED:
         if name == "batch_invariant_linear":
             return _explain_linear(arguments.arguments)
@@ -105,6 +112,22 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
             explanation.details["gradients"] = _explain_head(arguments.arguments)
         return explanation
     return _explain_attention(name, arguments.arguments)
+
+
+def _what_is_wrong(function: Callable[..., Any], arguments: inspect.BoundArguments) -> str | None:
+    """The error of the call by its arguments' types, dtypes, devices and shapes: tried on tensors without memory."""
+    tensors = [value for value in arguments.arguments.values() if isinstance(value, Tensor)]
+    if tensors and tensors[0].device.type == "meta":
+        return None
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            args, kwargs = tree_map_only(Tensor, mode.from_tensor, (arguments.args, arguments.kwargs))
+            function(*args, **kwargs)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return str(error)
+    except RuntimeError:  # what only values can tell, or an operand that requires gradient
+        return None
+    return None
 
 
 def _explain_fused(name: str, x: Tensor) -> Explanation:
@@ -162,14 +185,15 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     sizes = (batch, q.shape[-2], k.shape[-2], seqlen_q, seqlen_k, *head_dims)
     piecewise = name.startswith("piecewise")
     plan = dict(line.split("=") for line in torch.ops.flagattn.attention_plan(*sizes, piecewise).splitlines())
+    threads = _counted(plan["threads"], "thread")
     joined = _what_joins_the_scores(arguments)
     if joined:
         explanation.details["scores"] = "; ".join(joined)
     terms = [term for term in ("attn_mask", "dropout_p") if _is_given(arguments.get(term))]
     if plan["decodes"] == "1" and not terms:
         explanation.details["forward"] = (
-            f"the decode kernel, {plan['decode_items']} work items of {plan['decode_heads']} key/value heads' chunk of "
-            f"{plan['key_chunk']} keys for {plan['threads']} threads: up to {plan['most_decode_columns']} query rows, "
+            f"the decode kernel, {_counted(plan['decode_items'], 'work item')} of {plan['decode_heads']} key/value "
+            f"heads' chunk of {plan['key_chunk']} keys for {threads}: up to {plan['most_decode_columns']} query rows, "
             "heads of a group counted, read every key once"
         )
         return _with_backward(explanation, plan, name)
@@ -179,11 +203,15 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
         else f"it takes up to {plan['most_decode_columns']} query rows, heads of a group counted"
     )
     explanation.details["forward"] = (
-        f"{plan['forward_items']} work items of up to {plan['forward_columns_per_item']} query rows (heads of a group "
-        f"counted) for {plan['threads']} threads, {plan['panel_columns']} rows in the lanes, key tiles of "
-        f"{plan['forward_key_tile']}"
+        f"{_counted(plan['forward_items'], 'work item')} of up to {plan['forward_columns_per_item']} query rows "
+        f"(heads of a group counted) for {threads}, {plan['panel_columns']} rows computed side by side, in tiles of "
+        f"{plan['forward_key_tile']} keys"
     )
     return _with_backward(explanation, plan, name)
+
+
+def _counted(number: str, thing: str) -> str:
+    return f"{number} {thing}" if number == "1" else f"{number} {thing}s"
 
 
 def _is_given(argument: object) -> bool:
@@ -195,8 +223,8 @@ def _with_backward(explanation: Explanation, plan: dict[str, str], name: str) ->
         explanation.details["backward"] = "none: caches are written in place"
         return explanation
     explanation.details["backward"] = (
-        f"{plan['backward_parts']} parts of up to {plan['backward_columns_per_part']} query rows, key tiles of "
-        f"{plan['backward_key_tile']}, the parts' shares of dk and dv summed in order"
+        f"{_counted(plan['backward_parts'], 'part')} of up to {plan['backward_columns_per_part']} query rows, in tiles "
+        f"of {plan['backward_key_tile']} keys, the parts' shares of dk and dv summed in order"
     )
     return explanation
 

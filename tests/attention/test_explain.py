@@ -15,7 +15,7 @@ def test_attention_on_the_cpu(cpu_level: str) -> None:
     explanation = flagattn.explain(flagattn.flash_attn_func, q, k, k, causal=True)
     assert explanation.kernel == f"csrc/attention/cpu, level {cpu_level}"
     assert "padded to a multiple of 8" in explanation.details["copies"]
-    assert "query rows" in explanation.details["forward"] and "key tiles" in explanation.details["backward"]
+    assert "query rows" in explanation.details["forward"] and "tiles of" in explanation.details["backward"]
     assert explanation.others["CUDA"] == "the operands are on the CPU"
     assert str(explanation).startswith("flash_attn_func\n  kernel ")
 
@@ -61,19 +61,50 @@ def test_decoding(set_threads: Callable[[int], None]) -> None:
     assert dropped.others["decode kernel"] == "it takes no dropout_p"
 
 
+def test_one_is_singular(set_threads: Callable[[int], None]) -> None:
+    set_threads(1)
+    x = torch.randn(1, 200, 1, 16)
+    told = flagattn.explain("flash_attn_func", x, x, x).details["forward"]
+    assert "for 1 thread," in told and "rows computed side by side" in told
+
+
 def test_fused_ops() -> None:
     x = torch.randn(4, 16)
     assert "csrc/norm/cpu" in flagattn.explain(flagattn.rms_norm, x, torch.ones(16)).kernel
     assert "copied first" in flagattn.explain(flagattn.swiglu, x.T, x.T).details["copies"]
-    assert "csrc/loss/cpu" in flagattn.explain("cross_entropy", x, torch.zeros(x.shape[:-1])).kernel
+    assert "csrc/loss/cpu" in flagattn.explain("cross_entropy", x, torch.zeros(4, dtype=torch.int64)).kernel
     for weight, reduction, gradients in (
         (x, "mean", "taken in the forward"),
         (x, "none", "the gradient of each loss"),
         (x.bfloat16(), "mean", "rounded once"),
     ):
-        explanation = flagattn.explain("linear_cross_entropy", x, weight, x, reduction=reduction)
+        targets = torch.zeros(4, dtype=torch.int64)
+        explanation = flagattn.explain("linear_cross_entropy", x.to(weight.dtype), weight, targets, reduction=reduction)
         assert gradients in explanation.details["gradients"]
     assert flagattn.explain("apply_rotary", torch.randn(1, 4, 2, 8), torch.ones(4, 4), torch.ones(4, 4)).kernel
+
+
+def test_calls_that_would_raise() -> None:
+    q, cu = torch.randn(1, 4, 2, 16), torch.tensor([0, 4], dtype=torch.int32)
+    state = torch.random.get_rng_state()
+    for name, arguments, options, sentence in (
+        ("flash_attn_func", (q.double(), q, q), {}, "q is float64; supported dtypes are float32, bfloat16, float16"),
+        ("flash_attn_func", (q, q[:, :, :, :8], q), {}, "must have the same head_dim"),
+        ("flash_attn_func", (q, q, q), {"window_size": 3}, "window_size is 3; it must be a pair of integers"),
+        ("flash_attn_func", (q, q, "v"), {"dropout_p": 0.1}, "v is of type str; it must be a tensor"),
+        ("flash_attn_varlen_func", (q[0], q[0], q[0], cu.long(), cu, 4, 4), {}, "cu_seqlens_q is int64"),
+        ("flash_attn_with_kvcache", (q, q, q[..., :0]), {}, "head_dim"),
+        ("piecewise_attn_func", (q, q, q, q, q, 3.0), {}, "dist_threshold is of type float"),
+        ("rms_norm", (q, torch.ones(3)), {}, "weight has shape"),
+    ):
+        explanation = flagattn.explain(name, *arguments, **options)
+        assert explanation.kernel == "none" and sentence in explanation.reason and not explanation.details
+    flagattn.explain("flash_attn_func", q.requires_grad_(), q, q, 0.5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    cache = torch.zeros(1, 9, 2, 16)
+    with torch.no_grad():
+        assert flagattn.explain("flash_attn_with_kvcache", q, cache, cache, q, q, cache_seqlens=2).kernel != "none"
+    assert not cache.any()
 
 
 def test_elsewhere_and_unknown() -> None:
