@@ -14,6 +14,7 @@ import torch
 
 from aquila2.checkpoint import from_pretrained
 from aquila2.config import PRESETS
+from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.sampling import Sampling
 from aquila2.tokenizer import Aquila2Tokenizer
@@ -161,9 +162,10 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _generate(parsed: argparse.Namespace) -> int:
+    device = usable_device(parsed.device, "--device")
     folder = model_folder(parsed.model)
     dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
-    model = from_pretrained(folder, dtype=dtype, device=parsed.device)
+    model = from_pretrained(folder, dtype=dtype, device=device)
     tokenizer = Aquila2Tokenizer.from_pretrained(folder)
     sampling = Sampling(temperature=parsed.temperature, top_k=parsed.top_k, top_p=parsed.top_p, seed=parsed.seed)
     alone = len(parsed.prompts) == 1

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from aquila2.cli import COMMAND, RECIPES, train_and_report
+from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.kernel_report import kernel_report
 from aquila2.sampling import Sampling
@@ -36,12 +37,13 @@ def run_demo(data: str | None, folder: Path, overrides: Sequence[str] = ()) -> i
         ValueError: `folder` holds something that is not a demo.
     """
     started = time.perf_counter()
-    _clear(folder)
     changes = [f"run.folder={folder}"]
     if data is not None:
         source = {"name": "yours", "path": data, "weight": 1.0}
         changes.append(f"data.sources={yaml.safe_dump([source], default_flow_style=True, width=2**20).strip()}")
     options = load_options(RECIPES / "demo.yaml", [*changes, *overrides])
+    usable_device(options.train.device, "train.device")
+    _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "demo").touch()
 

@@ -74,13 +74,23 @@ class BatchStream(Protocol):
 
 
 def source_documents(source: SourceOptions) -> Iterator[Document]:
-    """The documents of a source, long ones cut into pieces."""
-    if source.path.startswith("builtin:"):
-        documents: Iterable[Document] = builtin_documents(source.path.removeprefix("builtin:"))
-    else:
-        documents = read_documents(source.path)
-    for document in documents:
-        yield from pieces(document)
+    """The documents of a source, long ones cut into pieces.
+
+    Raises:
+        FileNotFoundError: The path is not there, or nothing in the folder can be read.
+        ValueError: No such builtin source, a file of another kind, or a record without text.
+    """
+    try:
+        if source.path.startswith("builtin:"):
+            documents: Iterable[Document] = builtin_documents(source.path.removeprefix("builtin:"))
+        else:
+            documents = read_documents(source.path)
+        for document in documents:
+            yield from pieces(document)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"data.sources, {source.name}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"data.sources, {source.name}: {error}") from None
 
 
 def split_of(name: str, heldout: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from aquila2.config import Aquila2Config
+from aquila2.config import PRESETS, Aquila2Config
 
 T = TypeVar("T")
 
@@ -123,6 +124,14 @@ class Options:
             (all(s.weight > 0 for s in self.data.sources), "data.sources must have positive weights"),
             (self.data.seq_len > 1, f"data.seq_len must be at least 2, got {self.data.seq_len}"),
             (0 < self.data.heldout < 1, f"data.heldout must lie in (0, 1), got {self.data.heldout}"),
+            (0 <= self.optimizer.lr < math.inf, f"optimizer.lr must be finite and at least 0, got {self.optimizer.lr}"),
+            (0 <= self.optimizer.beta1 < 1, f"optimizer.beta1 must lie in [0, 1), got {self.optimizer.beta1}"),
+            (0 <= self.optimizer.beta2 < 1, f"optimizer.beta2 must lie in [0, 1), got {self.optimizer.beta2}"),
+            (self.optimizer.eps >= 0, f"optimizer.eps must be at least 0, got {self.optimizer.eps}"),
+            (
+                self.optimizer.weight_decay >= 0,
+                f"optimizer.weight_decay must be at least 0, got {self.optimizer.weight_decay}",
+            ),
             (
                 self.schedule.kind in ("cosine", "wsd"),
                 f"schedule.kind must be cosine or wsd, got {self.schedule.kind!r}",
@@ -151,11 +160,17 @@ class Options:
         for holds, sentence in checks:
             if not holds:
                 raise ValueError(sentence)
+        self.model_config(
+            self.tokenizer.vocab_size, 0, 0, 0
+        )  # refuses a wrong model section before anything is written
 
     def model_config(self, vocab_size: int, bos: int, eos: int, pad: int) -> Aquila2Config:
         """The model's configuration: the preset, fitted to a tokenizer, then the fields given in the model section."""
         fields = dict(self.model)
-        preset = Aquila2Config.named(fields.pop("preset", "4m"))
+        name = str(fields.pop("preset", "4m"))
+        if name.lower() not in PRESETS:
+            raise ValueError(f"model.preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        preset = Aquila2Config.named(name)
         fitted = preset.replace(
             vocab_size=-(-vocab_size // 8) * 8,
             bos_token_id=bos,

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from aquila2.atomic import atomic_write
+from aquila2.device import usable_device
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import checkpoint_to_continue, load_checkpoint, save_checkpoint
@@ -52,16 +53,18 @@ def train(options: Options) -> Result:
 
     A folder with a checkpoint is continued: data position, optimizer and random state are restored, so that all losses
     equal those of a run that was never interrupted. Ctrl-C and SIGTERM save a checkpoint after the current step.
+    A folder without a checkpoint may be given other options; then the run starts with them.
 
     Raises:
-        ValueError: The folder holds a run with other options, or checkpoints of which none is whole.
+        ValueError: The folder has checkpoints of a run with other options, or none of them is whole, or
+            train.device is not on this machine.
         FloatingPointError: A loss or gradient is not finite; that step is neither applied nor saved.
     """
     keep_freed_memory()
     folder = Path(options.run.folder)
-    _check_same_run(folder, options)
+    device = usable_device(options.train.device, "train.device")
+    _claim(folder, options)
     torch.manual_seed(options.train.seed)
-    device = torch.device(options.train.device)
 
     tokenizer = _tokenizer_for(options, folder / "tokenizer")
     prepare(options.data, tokenizer, folder / "data")
@@ -209,17 +212,42 @@ class Loop:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def _check_same_run(folder: Path, options: Options) -> None:
-    """Stores the options of a new run, and refuses to continue a run with other ones."""
+def _claim(folder: Path, options: Options) -> None:
+    """Stores the options of a new run, and refuses to continue a run with other ones.
+
+    A run without a checkpoint has nothing to continue, as where its first command failed: it takes the new options.
+    """
     stored = folder / "config.yaml"
-    if stored.is_file():
+    if stored.is_file() and any((folder / "checkpoints").glob("step-*")):
         changed = changed_options(load_options(stored), options)
         if changed:
             raise ValueError(
                 f"run.folder {folder} holds a run with another {', '.join(changed)}; give another folder or its options"
             )
+    elif stored.is_file():
+        _take_new_options(folder, stored, options)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(stored, dump_options(options))
+
+
+def _take_new_options(folder: Path, stored: Path, options: Options) -> None:
+    """Says what changes, and makes the run make its tokenizer and data again."""
+    try:
+        changed = changed_options(load_options(stored), options)
+    except ValueError:
+        changed = ["configuration"]
+    if changed:
+        print(
+            f"{folder} has no checkpoint yet, so its run starts with the new {', '.join(changed)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        made = folder / "tokenizer"
+        given = options.tokenizer.path
+        if given is None or Path(given).resolve() != made.resolve():
+            (made / "tokenizer.json").unlink(missing_ok=True)
+        (folder / "data" / "prepared.json").unlink(missing_ok=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def _tokenizer_for(options: Options, folder: Path) -> Aquila2Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from aquila2 import PRESETS, Aquila2Tokenizer
 from aquila2.cli import main
@@ -63,6 +64,51 @@ def test_a_finished_run_is_not_repeated(config: Path, tmp_path: Path, capsys: py
     assert run("train", config) == 0
     assert capsys.readouterr().out == first
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == records
+
+
+def test_a_wrong_option_leaves_no_run_behind(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, option in (
+        ("optimizer.lr=-1", "optimizer.lr"),
+        ("model.preset=nope", "model.preset"),
+        ("train.device=nope", "train.device"),
+    ):
+        assert run("train", config, wrong) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"aquila2 train: {option} must be ") and error.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_checkpoint_takes_other_options(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = f"data.sources=[{{name: texts, path: {tmp_path / 'nope'}}}]"
+    assert run("train", config, source, "tokenizer.vocab_size=300") == 2
+    assert capsys.readouterr().err == f"aquila2 train: data.sources, texts: {tmp_path / 'nope'} is not there\n"
+    # What a run that died after its preparation leaves: made for other options, to be made again.
+    Aquila2Tokenizer.train(["other text"], 265).save_pretrained(tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "data").mkdir()
+    (tmp_path / "run" / "data" / "prepared.json").write_text("{}")
+    assert run("train", config) == 0
+    captured = capsys.readouterr()
+    assert captured.err == (
+        f"{tmp_path / 'run'} has no checkpoint yet, so its run starts with the new tokenizer.vocab_size, data.sources\n"
+    )
+    assert len(Aquila2Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")) == 304
+    assert run("train", config, "tokenizer.vocab_size=300") == 2
+    assert "holds a run with another tokenizer.vocab_size" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has the device that is to be missing")
+def test_a_missing_device_is_one_sentence(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", config, "train.device=cuda") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("aquila2 train: train.device must be a device of this machine, got 'cuda'")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert run("generate", tmp_path, "def ", "--device", "cuda") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("aquila2 generate: --device must be a device of this machine, got 'cuda'")
+    assert error.count("\n") == 1
 
 
 def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
