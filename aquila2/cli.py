@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from aquila2.checkpoint import from_pretrained
-from aquila2.config import PRESETS
+from aquila2.config import PRESETS, Aquila2Config
 from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.sampling import Sampling
@@ -168,6 +168,7 @@ def _generate(parsed: argparse.Namespace) -> int:
     model = from_pretrained(folder, dtype=dtype, device=device)
     tokenizer = Aquila2Tokenizer.from_pretrained(folder)
     sampling = Sampling(temperature=parsed.temperature, top_k=parsed.top_k, top_p=parsed.top_p, seed=parsed.seed)
+    _warn_of_long_text(model.config, tokenizer, parsed.prompts, parsed.max_new_tokens)
     alone = len(parsed.prompts) == 1
     if alone:
         print(parsed.prompts[0], end="", flush=True)
@@ -188,6 +189,23 @@ def _generate(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _warn_of_long_text(
+    config: Aquila2Config, tokenizer: Aquila2Tokenizer, prompts: Sequence[str], new_tokens: int
+) -> None:
+    """One line on stderr where a row may grow longer than the model was made for."""
+    # Dynamic scaling is there to go beyond the trained length.
+    factor = config.rope_scaling_factor if config.rope_scaling == "dynamic" else 1.0
+    limit = int(config.max_position_embeddings * factor)
+    longest = max(len(ids) for ids in tokenizer.encode_batch(prompts, bos=True)) + new_tokens
+    if longest > limit:
+        print(
+            f"aquila2 generate: warning: prompt and new tokens may take {longest} positions and the model was made for "
+            f"{limit} (max_position_embeddings), beyond which its text may be worse",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _tokenizer_train(parsed: argparse.Namespace) -> int:
     texts = (document.text for path in parsed.paths for document in read_documents(path))
     tokenizer = Aquila2Tokenizer.train(texts, parsed.vocab_size, progress=sys.stderr.isatty())
@@ -202,7 +220,11 @@ def _tokenizer_encode(parsed: argparse.Namespace) -> int:
 
 
 def _tokenizer_decode(parsed: argparse.Namespace) -> int:
-    print(Aquila2Tokenizer.from_pretrained(parsed.tokenizer).decode(parsed.ids, skip_special=False))
+    tokenizer = Aquila2Tokenizer.from_pretrained(parsed.tokenizer)
+    for token in parsed.ids:
+        if not 0 <= token < len(tokenizer):
+            raise ValueError(f"ids must lie in [0, {len(tokenizer)}), got {token}")
+    print(tokenizer.decode(parsed.ids, skip_special=False))
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aquila2 import PRESETS, Aquila2Tokenizer
+from aquila2 import PRESETS, Aquila2Config, Aquila2ForCausalLM, Aquila2Tokenizer, save_pretrained
 from aquila2.cli import main
 
 
@@ -56,6 +56,29 @@ def test_tokenizer_commands(text_folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert [int(i) for i in ids] == Aquila2Tokenizer.from_pretrained(tmp_path / "tokenizer").encode("注意 fox")
     assert run("tokenizer", "decode", tmp_path / "tokenizer", *ids) == 0
     assert capsys.readouterr().out == "注意 fox\n"
+    for wrong in ("99999", "300", "-1"):
+        assert run("tokenizer", "decode", tmp_path / "tokenizer", ids[0], wrong) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == f"aquila2 tokenizer: ids must lie in [0, 300), got {wrong}\n"
+
+
+@pytest.mark.parametrize(("scaling", "limit"), [("none", 16), ("dynamic", 32)])
+def test_text_beyond_the_models_length_is_warned_of(
+    scaling: str, limit: int, tokenizer: Aquila2Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Aquila2Config.named(
+        "tiny", vocab_size=304, max_position_embeddings=16, rope_scaling=scaling, rope_scaling_factor=2.0
+    )
+    save_pretrained(Aquila2ForCausalLM(config), tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    room = limit - len(tokenizer.encode("def", bos=True))
+    assert run("generate", tmp_path, "def", "--max-new-tokens", str(room)) == 0
+    assert capsys.readouterr().err == ""
+    assert run("generate", tmp_path, "def", "--max-new-tokens", str(room + 1)) == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"aquila2 generate: warning: prompt and new tokens may take {limit + 1} positions")
+    assert error.count("\n") == 1
 
 
 def test_a_finished_run_is_not_repeated(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
