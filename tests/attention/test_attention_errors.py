@@ -188,8 +188,10 @@ def test_wrong_parts(outs: list, lses: list, error: type[Exception], message: st
 
 
 def test_alibi_slopes_of_a_parameter_are_taken_without_grad() -> None:
+    slopes = torch.ones(4)
     with torch.no_grad():
-        dense(alibi_slopes=torch.ones(4, requires_grad=True))
+        out = dense(alibi_slopes=slopes.clone().requires_grad_())
+    assert torch.equal(out, dense(alibi_slopes=slopes)) and not torch.equal(out, dense())
 
 
 def test_second_derivatives_are_refused() -> None:
