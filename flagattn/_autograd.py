@@ -84,16 +84,21 @@ def _refuse_forward_mode(*ignored: Any) -> Any:
     )
 
 
-def without_double_backward(op: Any) -> Callable[..., Any]:
-    """The same for an op that is itself a gradient: differentiating it raises."""
-    name = op._opname
+def not_differentiable(op: Any, why: str) -> Callable[..., Any]:
+    """The same for an op without a gradient: its outputs may be part of a graph, but a backward through them raises."""
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            f"flagattn has no double backward: {name} cannot be differentiated, so do not pass create_graph"
-        )
+        raise RuntimeError(why)
 
     return differentiable(op, setup_context, backward)
+
+
+def without_double_backward(op: Any) -> Callable[..., Any]:
+    """The same for an op that is itself a gradient."""
+    return not_differentiable(
+        op,
+        f"flagattn has no double backward: {op._opname} cannot be differentiated, so do not pass create_graph",
+    )

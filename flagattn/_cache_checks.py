@@ -19,6 +19,7 @@ from flagattn._checks import (
 )
 
 _DENSE = "(batch, seqlen, heads, head_dim)"
+_PACKED = "(total, heads, head_dim)"
 _CACHE = "(rows, capacity, heads, head_dim)"
 _PAGES = "(pages, page_size, heads, head_dim)"
 
@@ -36,11 +37,11 @@ def refuse_gradients(function: str, *operands: Any) -> None:
 
 
 def check_cached_operands(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool, names: tuple[str, str, str]
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool, names: tuple[str, str, str], packed: bool = False
 ) -> tuple[int, int]:
     """q and the caches fit together; returns head_dim and head_dim_v."""
     layout = _PAGES if paged else _CACHE
-    check_ranks((q,), names[:1], _DENSE)
+    check_ranks((q,), names[:1], _PACKED if packed else _DENSE)
     check_ranks((k_cache, v_cache), names[1:], layout)
     check_floating(q, names[0])
     for name, cache in zip(names[1:], (k_cache, v_cache)):
@@ -62,7 +63,7 @@ def check_cached_operands(
         raise ValueError(f"{came}; {names[1]} and {names[2]} may differ in the last dimension only")
     if k_cache.shape[-1] != head_dim:
         raise ValueError(f"{came}; {names[0]} and {names[1]} must have the same head_dim")
-    if heads_are_wrong(q.shape[2], k_cache.shape[2]):
+    if heads_are_wrong(q.shape[-2], k_cache.shape[-2]):
         raise ValueError(f"{came}; the number of heads of {names[0]} must be a positive multiple of that of {names[1]}")
     for name, dim in ((names[0], head_dim), (names[2], head_dim_v)):
         if not 1 <= dim <= MAX_HEAD_DIM:
@@ -72,14 +73,15 @@ def check_cached_operands(
 
 def check_cache_indices(
     q: Tensor,
+    batch: int,
     k_cache: Tensor,
     cache_seqlens: int | Tensor | None,
     cache_batch_idx: Tensor | None,
     cache_leftpad: Tensor | None,
     block_table: Tensor | None,
+    name: str = "k_cache",
 ) -> Tensor | None:
     """The index tensors are int32 of the right shapes on q's device; returns cache_seqlens as a tensor."""
-    batch = q.shape[0]
     if block_table is not None:
         _check_int32(block_table, "block_table", q)
         if block_table.dim() != 2 or block_table.shape[0] != batch:
@@ -91,34 +93,32 @@ def check_cache_indices(
         if cache_batch_idx is not None:
             raise ValueError("block_table and cache_batch_idx are both given; pages say where a sequence lies already")
         if k_cache.shape[1] == 0:
-            raise ValueError(
-                f"k_cache has shape {tuple(k_cache.shape)}; with block_table its pages need at least a row"
-            )
+            raise ValueError(f"{name} has shape {tuple(k_cache.shape)}; with block_table its pages need at least a row")
     elif cache_batch_idx is None and k_cache.shape[0] < batch:
         raise ValueError(
-            f"k_cache has {k_cache.shape[0]} rows, but q has {batch}; without cache_batch_idx or block_table "
-            "there must be one for each"
+            f"{name} has {k_cache.shape[0]} rows, but there are {batch} sequences; without cache_batch_idx or "
+            "block_table there must be one for each"
         )
-    seqlens = None if cache_seqlens is None else _as_vector(cache_seqlens, q)
+    seqlens = None if cache_seqlens is None else _as_vector(cache_seqlens, q, batch)
     vectors = (("cache_seqlens", seqlens), ("cache_batch_idx", cache_batch_idx), ("cache_leftpad", cache_leftpad))
-    for name, vector in vectors:
+    for of, vector in vectors:
         if vector is None:
             continue
-        _check_int32(vector, name, q)
+        _check_int32(vector, of, q)
         if vector.shape != (batch,):
-            raise ValueError(f"{name} has shape {tuple(vector.shape)}; it must be (batch,) = ({batch},)")
+            raise ValueError(f"{of} has shape {tuple(vector.shape)}; it must be (batch,) = ({batch},)")
         if vector.stride(0) != 1 and batch > 1:
-            raise ValueError(f"{name} has the stride {vector.stride(0)}; it must be contiguous")
+            raise ValueError(f"{of} has the stride {vector.stride(0)}; it must be contiguous")
     return seqlens
 
 
-def _as_vector(cache_seqlens: int | Tensor, q: Tensor) -> Tensor:
+def _as_vector(cache_seqlens: int | Tensor, q: Tensor, batch: int) -> Tensor:
     if isinstance(cache_seqlens, Tensor):
         return cache_seqlens
     check_integer(cache_seqlens, "cache_seqlens")
     if isinstance(cache_seqlens, int) and not 0 <= cache_seqlens <= torch.iinfo(torch.int32).max:
         raise RuntimeError(f"cache_seqlens is {cache_seqlens}; it must lie between 0 and the rows of the cache")
-    return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+    return torch.full((batch,), cache_seqlens, dtype=torch.int32, device=q.device)
 
 
 def check_new_rows(q: Tensor, rows: dict[str, tuple[Tensor, Tensor]], cache_seqlens: object) -> None:

@@ -109,7 +109,14 @@ def check_stacked_operand(tensor: Tensor, name: str, parts: int, layout: str) ->
 
 def check_packing(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: Any, max_seqlen_k: Any, q: Tensor) -> None:
     """The cumulative lengths are int32 vectors of equal length on q's device; the maximal lengths are integers."""
-    for name, cu_seqlens in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+    check_prefix_sums(q, cu_seqlens_q, cu_seqlens_k)
+    for name, length in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
+        check_integer(length, name)
+
+
+def check_prefix_sums(q: Tensor, *prefix_sums: Tensor) -> None:
+    """cu_seqlens_q, and cu_seqlens_k where it is given, are int32 vectors of equal length on q's device."""
+    for name, cu_seqlens in zip(("cu_seqlens_q", "cu_seqlens_k"), prefix_sums):
         if not isinstance(cu_seqlens, Tensor):
             fail_on_types((cu_seqlens,), (name,))
         if cu_seqlens.dtype is not torch.int32:
@@ -120,13 +127,11 @@ def check_packing(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: Any,
             raise ValueError(f"{name} has shape {_shape(cu_seqlens)}; it must be (batch + 1,)")
         if cu_seqlens.stride(0) != 1:
             raise ValueError(f"{name} has the stride {cu_seqlens.stride(0)}; it must be contiguous")
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+    if prefix_sums[0].shape != prefix_sums[-1].shape:
         raise ValueError(
-            f"cu_seqlens_q has shape {_shape(cu_seqlens_q)}, but cu_seqlens_k has {_shape(cu_seqlens_k)}; "
+            f"cu_seqlens_q has shape {_shape(prefix_sums[0])}, but cu_seqlens_k has {_shape(prefix_sums[-1])}; "
             "their shapes must be equal"
         )
-    for name, length in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
-        check_integer(length, name)
 
 
 def check_integer(value: Any, name: str) -> None:
@@ -168,14 +173,6 @@ def check_softcap(softcap: float) -> None:
         raise TypeError(f"softcap is {_kind(softcap)}; it must be a float")
     if softcap != 0.0 and not 0.0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}; it must be finite and >= 0, where 0 switches it off")
-
-
-def refuse_block_table(block_table: object) -> None:
-    """Pages are read by `flash_attn_with_kvcache` and its piecewise sibling only."""
-    if block_table is not None:
-        raise NotImplementedError(
-            "block_table is given; only the *_with_kvcache functions read pages, so it must be None"
-        )
 
 
 def under_autocast(*operands: Any) -> tuple[Any, ...]:

@@ -21,7 +21,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from flagattn._attention_calls import Output, dense_attention, packed_attention, returned
-from flagattn._checks import check_stacked_operand, refuse_block_table
+from flagattn._cache_calls import packed_queries_over_cache
+from flagattn._checks import check_stacked_operand, fail_on_types
 
 
 def flash_attn_func(
@@ -162,22 +163,47 @@ def flash_attn_varlen_func(
         cu_seqlens_k: (batch + 1,), int32, the same for its keys. Sequences may be empty.
         max_seqlen_q: at least the longest sequence's number of query rows.
         max_seqlen_k: at least the longest sequence's number of keys.
-        block_table: must be None.
+        block_table: (batch, pages of a sequence), int32: k and v are then pages of any size, (pages, page_size,
+            heads_k, head_dim or head_dim_v). Sequence b has the first cu_seqlens_k[b + 1] - cu_seqlens_k[b] rows of
+            the pages block_table[b], read where they lie; entries it does not use may be anything. Without dropout.
 
     The other arguments are those of `flash_attn_func`.
 
     Returns:
         out (total_q, heads_q, head_dim_v) in q's dtype, and where asked for lse (heads_q, total_q) in float32. Rows
-        behind the last sequence are 0 and -inf, and take no gradient.
+        behind the last sequence are 0 and -inf, and take no gradient. With pages the bits are those of the same keys
+        packed.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
-        RuntimeError: on the CPU, cu_seqlens does not rise from 0, or exceeds the tensors or the maximal length.
-        NotImplementedError: block_table is given.
+        RuntimeError: on the CPU, cu_seqlens does not rise from 0, or exceeds the tensors or the maximal length; a
+            sequence has more keys than its pages hold, or a page that is none. In a backward with block_table.
+        NotImplementedError: with block_table, dropout_p is not 0 or the operands are not on the CPU.
 
-    Differentiable once in q, k, v and sinks, through out and lse; under autocast q, k, v are cast to its dtype.
+    Differentiable once in q, k, v and sinks, through out and lse, but not with block_table. Under autocast q, k, v are
+    cast to its dtype; with block_table q is cast to the pages' dtype.
     """
-    refuse_block_table(block_table)
+    if block_table is not None:
+        if not isinstance(cu_seqlens_k, Tensor):
+            fail_on_types((cu_seqlens_k,), ("cu_seqlens_k",))
+        out, lse = packed_queries_over_cache(
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            max_seqlen_q,
+            cu_seqlens_k=cu_seqlens_k,
+            max_seqlen_k=max_seqlen_k,
+            block_table=block_table,
+            dropout_p=dropout_p,
+            softmax_scale=softmax_scale,
+            causal=causal,
+            window_size=window_size,
+            softcap=softcap,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+        )
+        return returned(out, lse, return_attn_probs, return_lse)
     packing = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     joined = (dropout_p, alibi_slopes, sinks)
     out, lse = packed_attention(q, k, v, packing, softmax_scale, causal, window_size, softcap, joined)

@@ -196,7 +196,7 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
             f"heads' chunk of {plan['key_chunk']} keys for {threads}: up to {plan['most_decode_columns']} query rows, "
             "heads of a group counted, read every key once"
         )
-        return _with_backward(explanation, plan, name)
+        return _with_backward(explanation, plan, name, arguments)
     explanation.others["decode kernel"] = (
         f"it takes no {', '.join(terms)}"
         if terms
@@ -207,7 +207,7 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
         f"(heads of a group counted) for {threads}, {plan['panel_columns']} rows computed side by side, in tiles of "
         f"{plan['forward_key_tile']} keys"
     )
-    return _with_backward(explanation, plan, name)
+    return _with_backward(explanation, plan, name, arguments)
 
 
 def _counted(number: str, thing: str) -> str:
@@ -218,9 +218,10 @@ def _is_given(argument: object) -> bool:
     return argument is not None and not (isinstance(argument, float) and argument == 0.0)
 
 
-def _with_backward(explanation: Explanation, plan: dict[str, str], name: str) -> Explanation:
-    if name in _CACHED:
-        explanation.details["backward"] = "none: caches are written in place"
+def _with_backward(explanation: Explanation, plan: dict[str, str], name: str, arguments: dict[str, Any]) -> Explanation:
+    if name in _CACHED or arguments.get("block_table") is not None:
+        why = "caches are written in place" if name in _CACHED else "pages are read only"
+        explanation.details["backward"] = f"none: {why}"
         return explanation
     explanation.details["backward"] = (
         f"{_counted(plan['backward_parts'], 'part')} of up to {plan['backward_columns_per_part']} query rows, in tiles "

@@ -15,11 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flagattn import _load
-from flagattn._attention_ops import outputs_like
+from flagattn._cache_calls import call_on_caches, in_dtype_of
 from flagattn._cache_checks import (
     check_cache_indices,
     check_cached_operands,
@@ -29,11 +28,9 @@ from flagattn._cache_checks import (
 )
 from flagattn._checks import (
     BEYOND,
-    DTYPES,
     check_integer,
     check_same_as,
     check_softcap,
-    prepared,
     scale_or_default,
     window_bounds,
 )
@@ -41,6 +38,9 @@ from flagattn._score_options import checked_sinks, score_options
 
 _load.load()
 _ops: Any = torch.ops.flagattn
+
+_NAMES = ("q", "k_cache", "v_cache")
+_PIECEWISE_NAMES = ("q1", "k1_cache", "v_cache")
 
 
 def flash_attn_with_kvcache(
@@ -115,9 +115,9 @@ def flash_attn_with_kvcache(
     Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023.
     """
     refuse_gradients("flash_attn_with_kvcache", q, k_cache, v_cache, k, v, sinks)
-    q, k, v = _in_dtype_of(k_cache, q, k, v)
+    q, k, v = in_dtype_of(k_cache, q, k, v)
     head_dim, head_dim_v = check_cached_operands(q, k_cache, v_cache, block_table is not None, _NAMES)
-    seqlens = check_cache_indices(q, k_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
+    seqlens = check_cache_indices(q, q.shape[0], k_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
     check_integer(num_splits, "num_splits")
     if (k is None) != (v is None):
         raise ValueError("k and v must be given together")
@@ -129,11 +129,13 @@ def flash_attn_with_kvcache(
     _, _, slopes, sinks, *_ = score_options(q, q.shape[0], alibi_slopes=alibi_slopes, sinks=sinks)
     numbers = (seqlens, cache_batch_idx, cache_leftpad, block_table, scale, left, right, softcap, slopes, sinks)
     if k is None or v is None:
-        out, lse = _call(_ops.attention_kvcache.default, (q,), (k_cache, v_cache), (), numbers)
+        out, lse = call_on_caches(_ops.attention_kvcache.default, (q,), (k_cache, v_cache), (), numbers)
     else:
         check_new_rows(q, {"k": (k, k_cache), "v": (v, v_cache)}, cache_seqlens)
         rotary = (*check_rotary_tables(q, rotary_cos, rotary_sin), rotary_interleaved)
-        out, lse = _call(_ops.attention_kvcache_append.default, (q,), (k_cache, v_cache), (k, v), (*rotary, *numbers))
+        out, lse = call_on_caches(
+            _ops.attention_kvcache_append.default, (q,), (k_cache, v_cache), (k, v), (*rotary, *numbers)
+        )
     out = out if out.shape[-1] == head_dim_v else out[..., :head_dim_v]
     return (out, lse) if return_softmax_lse or return_lse else out
 
@@ -180,13 +182,13 @@ def piecewise_attn_with_kvcache(
     Source: FlagAttention (FlagOpen, 2023), whose operator this is.
     """
     refuse_gradients("piecewise_attn_with_kvcache", q1, q2, k1_cache, k2_cache, v_cache, k1, k2, v, sinks)
-    q1, q2, k1, k2, v = _in_dtype_of(k1_cache, q1, q2, k1, k2, v)
+    q1, q2, k1, k2, v = in_dtype_of(k1_cache, q1, q2, k1, k2, v)
     head_dim, head_dim_v = check_cached_operands(q1, k1_cache, v_cache, block_table is not None, _PIECEWISE_NAMES)
     check_same_as(q2, "q2", q1, "q1")
     check_same_as(k2_cache, "k2_cache", k1_cache, "k1_cache")
     if k2_cache.stride(-1) != 1:
         raise ValueError(f"k2_cache has strides {k2_cache.stride()}; its last dimension must be contiguous")
-    seqlens = check_cache_indices(q1, k1_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
+    seqlens = check_cache_indices(q1, q1.shape[0], k1_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
     check_integer(num_splits, "num_splits")
     check_integer(dist_threshold, "dist_threshold")
     if isinstance(dist_threshold, int):
@@ -199,70 +201,11 @@ def piecewise_attn_with_kvcache(
     numbers = (seqlens, cache_batch_idx, cache_leftpad, block_table, dist_threshold, scale, left, right, softcap, sinks)
     caches = (k1_cache, k2_cache, v_cache)
     if k1 is None and k2 is None and v is None:
-        out, lse = _call(_ops.piecewise_kvcache.default, (q1, q2), caches, (), numbers)
+        out, lse = call_on_caches(_ops.piecewise_kvcache.default, (q1, q2), caches, (), numbers)
     elif k1 is None or k2 is None or v is None:
         raise ValueError("k1, k2 and v must be given together")
     else:
         check_new_rows(q1, {"k1": (k1, k1_cache), "k2": (k2, k2_cache), "v": (v, v_cache)}, cache_seqlens)
-        out, lse = _call(_ops.piecewise_kvcache_append.default, (q1, q2), caches, (k1, k2, v), numbers)
+        out, lse = call_on_caches(_ops.piecewise_kvcache_append.default, (q1, q2), caches, (k1, k2, v), numbers)
     out = out if out.shape[-1] == head_dim_v else out[..., :head_dim_v]
     return (out, lse) if return_lse else out
-
-
-_NAMES = ("q", "k_cache", "v_cache")
-_PIECEWISE_NAMES = ("q1", "k1_cache", "v_cache")
-
-
-def _in_dtype_of(cache: Tensor, *operands: Any) -> tuple[Any, ...]:
-    """Under autocast the operands in the cache's dtype, which cannot follow autocast's; else as they are."""
-    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")) or not isinstance(cache, Tensor):
-        return operands
-    return tuple(o.to(cache.dtype) if isinstance(o, Tensor) and o.dtype in DTYPES else o for o in operands)
-
-
-def _call(
-    op: Any,
-    queries: tuple[Tensor, ...],
-    caches: tuple[Tensor, ...],
-    new: tuple[Tensor, ...],
-    numbers: tuple[Any, ...],
-) -> tuple[Tensor, Tensor]:
-    """Calls the op with its operands in order; head dims that are no multiple of 8 go through padded copies."""
-    queries, new = prepared(*queries), prepared(*new) if new else ()
-    narrow = any(cache.shape[-1] % 8 != 0 for cache in caches)
-    wide = tuple(_padded(cache) for cache in caches) if narrow else caches
-    if narrow:
-        queries, new = tuple(map(_padded, queries)), tuple(map(_padded, new))
-    keys = (wide[0],) if len(queries) == 1 else (wide[0], queries[1], wide[1])
-    out, lse = op(queries[0], *keys, wide[-1], *new, *numbers)
-    if new:
-        for cache, copy in zip(caches, wide):
-            if narrow:
-                cache.copy_(copy[..., : cache.shape[-1]])
-            elif not torch.compiler.is_compiling() and not cache.is_inference():
-                torch.autograd.graph.increment_version(cache)  # so that a graph that saved it notices
-    return out, lse
-
-
-def _padded(tensor: Tensor) -> Tensor:
-    return F.pad(tensor, (0, -tensor.shape[-1] % 8))
-
-
-# ---- for tracing ----
-
-
-def _attention_kvcache_fake(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return outputs_like(q, v_cache)
-
-
-def _piecewise_kvcache_fake(
-    q1: Tensor, k1_cache: Tensor, q2: Tensor, k2_cache: Tensor, v_cache: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    return outputs_like(q1, v_cache)
-
-
-_register_fake: Any = torch.library.register_fake
-_register_fake("flagattn::attention_kvcache", _attention_kvcache_fake)
-_register_fake("flagattn::attention_kvcache_append", _attention_kvcache_fake)
-_register_fake("flagattn::piecewise_kvcache", _piecewise_kvcache_fake)
-_register_fake("flagattn::piecewise_kvcache_append", _piecewise_kvcache_fake)

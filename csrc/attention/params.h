@@ -64,7 +64,7 @@ struct CacheParams {
   int64_t rows = 0;                      // batch rows, or pages, of k and v
   int64_t capacity = 0;                  // rows of a sequence's stretch
   int64_t appended = 0;                  // rows that this call has written behind seqlens
-  const int32_t* seqlens = nullptr;      // (batch); null: capacity
+  const int32_t* seqlens = nullptr;      // (batch); null: capacity, or by cu_seqlens_k
   const int32_t* batch_idx = nullptr;    // (batch); null: b
   const int32_t* leftpad = nullptr;      // (batch); null: 0
   const int32_t* block_table = nullptr;  // (batch, pages of a sequence), each row contiguous; null: not paged
@@ -87,7 +87,8 @@ struct AttentionParams {
   RowsView lse;  // natural log; -inf on rows that see no key
 
   // (batch + 1) prefix sums of the sequence lengths; null for dense operands. Packed q and k have total_q and total_k
-  // rows, of which the last may belong to no sequence.
+  // rows, of which the last may belong to no sequence. Where k and v lie in a cache q alone may be packed, and
+  // cu_seqlens_k, if it is there, says how many rows of the cache each sequence has, in place of cache.seqlens.
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
   int64_t total_q = 0;

@@ -20,12 +20,25 @@ struct Sequence {
   int64_t page_size = 0;
 };
 
+// Rows of a sequence's stretch of the cache that are in use before new ones are appended, left padding included.
+constexpr int64_t cached_rows(const AttentionParams& params, int64_t index) {
+  if (params.cu_seqlens_k != nullptr) {
+    return static_cast<int64_t>(params.cu_seqlens_k[index + 1]) - params.cu_seqlens_k[index];
+  }
+  return params.cache.seqlens != nullptr ? params.cache.seqlens[index] : params.cache.capacity;
+}
+
 constexpr Sequence sequence_of(const AttentionParams& params, int64_t index) {
   if (params.has_cache()) {
     const CacheParams& cache = params.cache;
     const int64_t leftpad = cache.leftpad != nullptr ? cache.leftpad[index] : 0;
-    const int64_t end = (cache.seqlens != nullptr ? cache.seqlens[index] : cache.capacity) + cache.appended;
-    Sequence sequence{index, 0, leftpad, params.seqlen_q, end - leftpad, index};
+    const int64_t keys = cached_rows(params, index) + cache.appended - leftpad;
+    Sequence sequence{index, 0, leftpad, params.seqlen_q, keys, index};
+    if (params.is_packed()) {
+      sequence.batch = 0;
+      sequence.first_q = params.cu_seqlens_q[index];
+      sequence.seqlen_q = params.cu_seqlens_q[index + 1] - sequence.first_q;
+    }
     if (cache.batch_idx != nullptr) sequence.batch_k = cache.batch_idx[index];
     if (cache.block_table != nullptr) {
       sequence.pages = cache.block_table + index * cache.block_table_stride;

@@ -18,11 +18,7 @@ std::tuple<Tensor, Tensor> run_forward(const AttentionArgs& args) {
   params.out = heads_output(out);
   params.lse = rows_output(lse);
   check(cpu::run_attention_forward(params, torch_threads()), args.op);
-  if (params.is_packed()) {
-    const int64_t end = params.cu_seqlens_q[params.batch];
-    zero_rows_behind(out, end);
-    clear_lse_behind(params.lse, params.heads_q, params.total_q, end);
-  }
+  define_rows_behind(params, out);
   return {std::move(out), std::move(lse)};
 }
 

@@ -98,6 +98,30 @@ inline const int32_t* check_int32(const char* op, const Argument& argument, cons
   return static_cast<const int32_t*>(input_data(argument.tensor));
 }
 
+// The rows of q, which may be packed where k and v are not: in a cache.
+inline void fill_rows_of_q(const AttentionArgs& args, const Argument& q, AttentionParams& params) {
+  if (!args.cu_seqlens_q.has_value()) {
+    params.batch = q.sizes[0];
+    params.seqlen_q = q.sizes[1];
+    return;
+  }
+  const char* op = args.op;
+  const Argument cu_q("cu_seqlens_q", *args.cu_seqlens_q);
+  params.cu_seqlens_q = check_cu_seqlens(op, cu_q, q);
+  params.batch = cu_q.sizes[0] - 1;
+  params.total_q = q.sizes[0];
+  // Callers may give any upper bound; work is divided by it.
+  params.seqlen_q = std::min(args.max_seqlen_q, params.total_q);
+  if (args.cu_seqlens_k.has_value()) {
+    const Argument cu_k("cu_seqlens_k", *args.cu_seqlens_k);
+    params.cu_seqlens_k = check_cu_seqlens(op, cu_k, q);
+    check(cu_k.sizes[0] == cu_q.sizes[0], op, "cu_seqlens_k has ", cu_k.sizes[0], " elements, but cu_seqlens_q has ",
+          cu_q.sizes[0], "; both must have batch + 1.");
+  }
+  check(args.max_seqlen_q >= 0 && args.max_seqlen_k >= 0, op, "max_seqlen_q is ", args.max_seqlen_q,
+        " and max_seqlen_k ", args.max_seqlen_k, "; neither may be negative.");
+}
+
 // k and v are (rows, capacity, heads, head_dim), or with a block table (pages, page size, heads, head_dim).
 inline void fill_cache(const AttentionArgs& args, const Argument& q, const Argument& k, const Argument& v,
                        AttentionParams& params) {
@@ -105,8 +129,6 @@ inline void fill_cache(const AttentionArgs& args, const Argument& q, const Argum
   const CacheArgs& given = *args.cache;
   CacheParams& cache = params.cache;
   cache.present = true;
-  params.batch = q.sizes[0];
-  params.seqlen_q = q.sizes[1];
   cache.rows = k.sizes[0];
   cache.capacity = k.sizes[1];
   const char* meaning = "(rows, capacity, heads_k, head_dim)";
@@ -143,8 +165,7 @@ inline void fill_cache(const AttentionArgs& args, const Argument& q, const Argum
 inline AttentionParams checked_params(const AttentionArgs& args) {
   const char* op = args.op;
   const Argument q(args.name_q(), args.q), k(args.name_k(), args.k), v(args.name_v(), args.v);
-  const bool packed = args.cu_seqlens_q.has_value();
-  const int64_t rank = packed ? 3 : 4;
+  const bool packed = args.cu_seqlens_q.has_value(), cached = args.cache != nullptr;
   AttentionParams params;
 
   // Dtypes and device
@@ -155,40 +176,30 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
   }
 
   // Layout
-  check(args.cu_seqlens_k.has_value() == packed, op, "cu_seqlens_q and cu_seqlens_k must be given together, but only ",
-        packed ? "cu_seqlens_q" : "cu_seqlens_k", " is.");
+  check(args.cu_seqlens_k.has_value() == packed || (packed && cached), op,
+        "cu_seqlens_q and cu_seqlens_k must be given together, but only ", packed ? "cu_seqlens_q" : "cu_seqlens_k",
+        " is.");
   for (const Argument* argument : {&q, &k, &v}) {
-    check(argument->dim() == rank, op, argument->name, " has shape ", text_of(argument->sizes), "; it must be ",
-          packed ? "(total, heads, head_dim) with cu_seqlens." : "(batch, seqlen, heads, head_dim).");
+    const bool packs = packed && !(cached && argument != &q);
+    check(argument->dim() == (packs ? 3 : 4), op, argument->name, " has shape ", text_of(argument->sizes),
+          "; it must be ", packs ? "(total, heads, head_dim) with cu_seqlens." : "(batch, seqlen, heads, head_dim).");
     check_last_dim_contiguous(op, *argument);
   }
 
   // Shapes
-  params.heads_q = q.sizes[rank - 2];
-  params.heads_k = k.sizes[rank - 2];
-  params.head_dim = q.sizes[rank - 1];
-  params.head_dim_v = v.sizes[rank - 1];
-  if (packed) {
-    const Argument cu_q("cu_seqlens_q", *args.cu_seqlens_q), cu_k("cu_seqlens_k", *args.cu_seqlens_k);
-    params.cu_seqlens_q = check_cu_seqlens(op, cu_q, q);
-    params.cu_seqlens_k = check_cu_seqlens(op, cu_k, q);
-    params.batch = cu_q.sizes[0] - 1;
-    params.total_q = q.sizes[0];
+  params.heads_q = q.sizes[q.dim() - 2];
+  params.heads_k = k.sizes[k.dim() - 2];
+  params.head_dim = q.sizes[q.dim() - 1];
+  params.head_dim_v = v.sizes[v.dim() - 1];
+  fill_rows_of_q(args, q, params);
+  if (cached) {
+    fill_cache(args, q, k, v, params);
+  } else if (packed) {
     params.total_k = k.sizes[0];
-    // Callers may give any upper bound; work is divided by it.
-    params.seqlen_q = std::min(args.max_seqlen_q, params.total_q);
     params.seqlen_k = std::min(args.max_seqlen_k, params.total_k);
-    check(cu_k.sizes[0] == cu_q.sizes[0], op, "cu_seqlens_k has ", cu_k.sizes[0], " elements, but cu_seqlens_q has ",
-          cu_q.sizes[0], "; both must have batch + 1.");
-    check(args.max_seqlen_q >= 0 && args.max_seqlen_k >= 0, op, "max_seqlen_q is ", args.max_seqlen_q,
-          " and max_seqlen_k ", args.max_seqlen_k, "; neither may be negative.");
     check_shape(op, k, {params.total_k, params.heads_k, params.head_dim}, "(total_k, heads_k, head_dim)");
     check_shape(op, v, {params.total_k, params.heads_k, params.head_dim_v}, "(total_k, heads_k, head_dim_v)");
-  } else if (args.cache != nullptr) {
-    fill_cache(args, q, k, v, params);
   } else {
-    params.batch = q.sizes[0];
-    params.seqlen_q = q.sizes[1];
     params.seqlen_k = k.sizes[1];
     check_shape(op, k, {params.batch, params.seqlen_k, params.heads_k, params.head_dim},
                 "(batch, seqlen_k, heads_k, head_dim)");
@@ -199,7 +210,7 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
         params.heads_q, " heads and ", k.name, " has ", params.heads_k,
         "; the first must be a positive multiple of the second.");
   for (const Argument* argument : {&q, &v}) {
-    const int64_t head_dim = argument->sizes[rank - 1];
+    const int64_t head_dim = argument->sizes[argument->dim() - 1];
     check(head_dim >= 8 && head_dim <= 256 && head_dim % 8 == 0, op, argument->name, " has head_dim ", head_dim,
           "; multiples of 8 up to 256 are supported.");
   }

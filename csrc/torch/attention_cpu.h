@@ -23,11 +23,15 @@ inline void check_cu_seqlens_values(const char* op, const char* name, const int3
 }
 
 inline void check_values(const AttentionArgs& args, const AttentionParams& params) {
-  if (!params.is_packed()) return;
-  check_cu_seqlens_values(args.op, "cu_seqlens_q", params.cu_seqlens_q, params.batch, params.total_q,
-                          args.max_seqlen_q);
-  check_cu_seqlens_values(args.op, "cu_seqlens_k", params.cu_seqlens_k, params.batch, params.total_k,
-                          args.max_seqlen_k);
+  if (params.cu_seqlens_q != nullptr) {
+    check_cu_seqlens_values(args.op, "cu_seqlens_q", params.cu_seqlens_q, params.batch, params.total_q,
+                            args.max_seqlen_q);
+  }
+  if (params.cu_seqlens_k != nullptr) {
+    // What a cache has room for is looked at with its other values.
+    const int64_t total = params.has_cache() ? std::numeric_limits<int32_t>::max() : params.total_k;
+    check_cu_seqlens_values(args.op, "cu_seqlens_k", params.cu_seqlens_k, params.batch, total, args.max_seqlen_k);
+  }
 }
 
 // Rows of a contiguous packed tensor behind the last sequence; kernels do not visit them.
@@ -43,6 +47,14 @@ inline void clear_lse_behind(const RowsView& lse, int64_t heads, int64_t total, 
       lse.data[head * lse.head_stride + row] = -std::numeric_limits<float>::infinity();
     }
   }
+}
+
+// Behind a forward of packed queries.
+inline void define_rows_behind(const AttentionParams& params, const Tensor& out) {
+  if (!params.is_packed()) return;
+  const int64_t end = params.cu_seqlens_q[params.batch];
+  zero_rows_behind(out, end);
+  clear_lse_behind(params.lse, params.heads_q, params.total_q, end);
 }
 
 }  // namespace flagattn

@@ -7,7 +7,7 @@
 #include "attention/cpu/attention.h"
 #include "attention/cpu/cache.h"
 #include "rotary/cpu/rotary.h"
-#include "torch/attention_args.h"
+#include "torch/attention_cpu.h"
 #include "torch/executor.h"
 #include "torch/rotary_args.h"
 
@@ -40,11 +40,13 @@ std::tuple<Tensor, Tensor> attend(const AttentionArgs& args, AttentionParams& pa
   params.out = heads_output(out);
   params.lse = rows_output(lse);
   check(cpu::run_attention_forward(params, torch_threads()), args.op);
+  define_rows_behind(params, out);
   return {std::move(out), std::move(lse)};
 }
 
 std::tuple<Tensor, Tensor> attend_cache(const AttentionArgs& args) {
   AttentionParams params = checked_params(args);
+  check_values(args, params);
   check(cpu::check_cache(params), args.op);
   return attend(args, params);
 }
@@ -86,6 +88,37 @@ std::tuple<Tensor, Tensor> attention_kvcache(
                        std::nullopt,
                        0,
                        0,
+                       /*dist_threshold=*/0,
+                       softmax_scale,
+                       window_left,
+                       window_right,
+                       softcap,
+                       {.alibi_slopes = pointer_to(alibi_slopes), .sinks = pointer_to(sinks)},
+                       &cache});
+}
+
+std::tuple<Tensor, Tensor> attention_kvcache_varlen(
+    const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& cu_seqlens_q,
+    const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
+    const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& cache_batch_idx,
+    const std::optional<Tensor>& cache_leftpad, const std::optional<Tensor>& block_table, double softmax_scale,
+    int64_t window_left, int64_t window_right, double softcap, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& sinks) {
+  constexpr const char* op = "attention_kvcache_varlen";
+  check(!(cu_seqlens_k.has_value() && cache_seqlens.has_value()), op,
+        "cu_seqlens_k and cache_seqlens are both given; either says how many rows of the cache a sequence has.");
+  const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
+  const std::optional<Tensor> cu_q = cu_seqlens_q;
+  return attend_cache({op,
+                       q,
+                       k_cache,
+                       v_cache,
+                       nullptr,
+                       nullptr,
+                       cu_q,
+                       cu_seqlens_k,
+                       max_seqlen_q,
+                       max_seqlen_k,
                        /*dist_threshold=*/0,
                        softmax_scale,
                        window_left,
@@ -209,6 +242,7 @@ std::tuple<Tensor, Tensor> piecewise_kvcache_append(
 
 STABLE_TORCH_LIBRARY_IMPL(flagattn, CPU, m) {
   m.impl("attention_kvcache", TORCH_BOX(&flagattn::attention_kvcache));
+  m.impl("attention_kvcache_varlen", TORCH_BOX(&flagattn::attention_kvcache_varlen));
   m.impl("attention_kvcache_append", TORCH_BOX(&flagattn::attention_kvcache_append));
   m.impl("piecewise_kvcache", TORCH_BOX(&flagattn::piecewise_kvcache));
   m.impl("piecewise_kvcache_append", TORCH_BOX(&flagattn::piecewise_kvcache_append));

@@ -58,36 +58,16 @@ def rows_of_sequences(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return sequence, row + starts[sequence]
 
 
-def used_rows(cu_seqlens: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the first used[b] rows of each packed sequence lie, and the cumulative lengths they have when gathered."""
-    used = torch.minimum(used.to(torch.int32), lengths_of(cu_seqlens))
-    _, index = rows_of_sequences(cu_seqlens[:-1].long(), used.long())
-    return index, cumulative(used)
+def used_rows(cu_seqlens: Tensor, used: Tensor | None, leftpad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Where rows leftpad[b] to used[b] - 1 of each packed sequence lie, and the cumulative lengths they have gathered.
 
-
-def rows_of_pages(cache: Tensor, block_table: Tensor, lengths: Tensor, leftpad: Tensor | None = None) -> Tensor:
-    """Where the rows of each sequence lie in a (pages, page size, ...) cache whose first two dimensions are joined.
-
-    Raises:
-        RuntimeError: A length is negative or beyond the pages of the table, or an entry in use is no page of the cache.
+    used[b] is all rows by default, leftpad[b] none.
     """
-    pages, page_size = cache.shape[:2]
-    capacity = block_table.shape[1] * page_size
-    starts = torch.zeros_like(lengths).long() if leftpad is None else leftpad.long()
-    if bool(((starts < 0) | (lengths < starts) | (lengths > capacity)).any()):
-        raise RuntimeError(
-            f"the lengths {_some(lengths)} with left paddings {_some(starts)} do not fit block_table, whose "
-            f"{block_table.shape[1]} pages of {page_size} rows hold from 0 to {capacity} rows of a sequence"
-        )
-    sequence, row = rows_of_sequences(starts, lengths.long() - starts)
-    page = block_table[sequence, row // page_size].long()
-    if bool(((page < 0) | (page >= pages)).any()):
-        wrong = page[(page < 0) | (page >= pages)][0].item()
-        raise RuntimeError(
-            f"block_table has the entry {wrong} among those in use; the cache has pages 0 to {pages - 1}"
-        )
-    return page * page_size + row % page_size
-
-
-def _some(numbers: Tensor) -> str:
-    return str(numbers[:8].tolist()).replace("]", ", ...]" if numbers.numel() > 8 else "]")
+    lengths = lengths_of(cu_seqlens)
+    used = lengths if used is None else torch.minimum(used.to(torch.int32), lengths)
+    starts = cu_seqlens[:-1].long()
+    if leftpad is not None:
+        padding = torch.minimum(leftpad.to(torch.int32), used)
+        starts, used = starts + padding, used - padding
+    _, index = rows_of_sequences(starts, used.long())
+    return index, cumulative(used)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import flagattn
-from flagattn.compat._operands import cumulative, integer, rows_of_pages, window_of
+from flagattn._cache_calls import packed_queries_over_cache
+from flagattn.compat._operands import integer, window_of
 from flagattn.compat.flash_attn_3 import flash_attn_interface as _fa3
 
 _native: Any = flagattn  # its results depend on flags
@@ -94,30 +95,26 @@ def flash_attn_varlen_func(
         raise ValueError("exactly one of cu_seqlens_k and seqused_k must be given")
     if block_table is not None and seqused_k is None:
         raise ValueError("block_table is given without seqused_k, which says how many keys each sequence has")
+    if block_table is None and seqused_k is not None:
+        raise ValueError("seqused_k is given without a block_table; packed keys have cu_seqlens_k")
+    masks: dict[str, Any] = {
+        "dropout_p": dropout_p,
+        "softmax_scale": softmax_scale,
+        "causal": causal,
+        "window_size": window_of(window_size),
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes,
+        "sinks": s_aux,
+    }
+    longest = integer(max_seqlen_q), integer(max_seqlen_k)
     with torch.no_grad():
-        if seqused_k is not None:
-            if block_table is None:
-                raise ValueError("seqused_k is given without a block_table; packed keys have cu_seqlens_k")
-            rows = rows_of_pages(k, block_table, seqused_k)
-            k, v = k.flatten(0, 1)[rows], v.flatten(0, 1)[rows]
-            cu_seqlens_k = cumulative(seqused_k)
-        result, lse = _native.flash_attn_varlen_func(
-            q,
-            k,
-            v,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            integer(max_seqlen_q),
-            integer(max_seqlen_k),
-            dropout_p,
-            softmax_scale,
-            causal,
-            window_of(window_size),
-            softcap,
-            alibi_slopes,
-            sinks=s_aux,
-            return_lse=True,
-        )
+        if block_table is not None:
+            result, lse = packed_queries_over_cache(
+                q, k, v, cu_seqlens_q, longest[0], cache_seqlens=seqused_k, block_table=block_table, **masks
+            )
+        else:
+            packing = (cu_seqlens_q, cu_seqlens_k, *longest)
+            result, lse = _native.flash_attn_varlen_func(q, k, v, *packing, return_lse=True, **masks)
         out = result if out is None else out.copy_(result)
     return (out, lse) if return_softmax_lse else out
 

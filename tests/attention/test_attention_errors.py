@@ -96,8 +96,8 @@ WRONG_ARGUMENTS = [
      ValueError, "attn_mask is on meta, but query is on cpu; they must be on one device"),
     ("mask_and_causal", sdpa, {"attn_mask": torch.ones(5, 7), "is_causal": True, "enable_gqa": True},
      ValueError, "attn_mask is given and is_causal is True; only one of them may be"),
-    # Not implemented
-    ("block_table", varlen, {"block_table": CU}, NotImplementedError, "block_table is given"),
+    ("block_table", varlen, {"block_table": CU},
+     ValueError, r"k has shape \(9, 2, 16\); it must be \(pages, page_size, heads, head_dim\)"),
     # Packed
     ("packed_q_is_dense", varlen, {"q": Q},
      ValueError, r"q has shape \(2, 5, 4, 16\); it must be \(total, heads, head_dim\)"),

@@ -24,9 +24,9 @@ def paged_call(function: str, table: list[list[int]], lengths: list[int]) -> Any
     cu_q, pages = torch.tensor([0, 2, 4], dtype=torch.int32), torch.tensor(table, dtype=torch.int32)
     used = torch.tensor(lengths, dtype=torch.int32)
     if function == "vllm":
-        return vllm.flash_attn_varlen_func(q, k, v, 2, cu_q, 8, seqused_k=used, block_table=pages)
+        return vllm.flash_attn_varlen_func(q, k, v, 2, cu_q, 99, seqused_k=used, block_table=pages)
     cu_k = torch.cat([used.new_zeros(1), used.cumsum(0, dtype=torch.int32)])
-    return flash_attn.flash_attn_varlen_func(q, k, v, cu_q, cu_k, 2, 8, block_table=pages)
+    return flash_attn.flash_attn_varlen_func(q, k, v, cu_q, cu_k, 2, 99, block_table=pages)
 
 
 @pytest.mark.parametrize("function", ["flash_attn", "vllm"])
@@ -35,9 +35,9 @@ def test_wrong_pages_in_use_are_named_and_unused_ones_are_not_read(function: str
     assert torch.equal(paged_call(function, [[3, 1], [0, -1]], [5, 4]), expected)
     assert torch.equal(paged_call(function, [[3, 1], [0, 999]], [5, 4]), expected)
     for page in (-1, 5, 999):
-        with pytest.raises(RuntimeError, match=f"block_table .*{page}"):
+        with pytest.raises(RuntimeError, match=rf"block_table\[0\]\[1\] is {page}; the cache has 5 pages"):
             paged_call(function, [[3, page], [0, 4]], [5, 4])
-    with pytest.raises(RuntimeError, match="block_table"):
+    with pytest.raises(RuntimeError, match=r"9; .* 2 pages of 4 rows that block_table has"):
         paged_call(function, [[3, 1], [0, 4]], [9, 4])
 
 
@@ -201,6 +201,32 @@ def test_used_keys_and_left_padding_of_pages() -> None:
     )
     expected = flagattn.flash_attn_varlen_func(q[:1], k[2:9], v[2:9], cumulative(1), cumulative(7), 1, 7)
     assert torch.equal(out, expected)
+    out, *_ = interface._flash_attn_varlen_forward(
+        q,
+        k,
+        v,
+        cu_q,
+        cu_k,
+        2,
+        7,
+        0.0,
+        0.25,
+        True,
+        leftpad_k=torch.tensor([2, 0], dtype=torch.int32),
+        seqused_k=torch.tensor([3, 6], dtype=torch.int32),
+    )
+    index = torch.tensor([2, 5, 6, 7, 8, 9, 10])
+    expected = flagattn.flash_attn_varlen_func(q, k[index], v[index], cu_q, cumulative(1, 6), 2, 6, causal=True)
+    assert torch.equal(out, expected)
+
+
+def test_queries_of_pages_may_require_a_gradient_that_no_backward_asks_for() -> None:
+    q, pages = randn(6, 4, 16, grad=True), randn(2, 3, 4, 2, 16)
+    packing = (cumulative(6), cumulative(11), 6, 11)
+    out = flash_attn.flash_attn_varlen_func(q, *pages, *packing, block_table=torch.tensor([[2, 0, 1]]).int())
+    assert out.requires_grad
+    with pytest.raises(RuntimeError, match="no gradient: gather the keys and values of the pages"):
+        out.sum().backward()
 
 
 def test_alibi_slopes_that_require_a_gradient_get_none() -> None:

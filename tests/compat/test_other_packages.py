@@ -254,3 +254,33 @@ def test_flash_attn_3_chooses_rows_of_the_page_table_by_cache_batch_idx() -> Non
     ours = flash_attn_3.flash_attn_with_kvcache(q, *pages, page_table=table, cache_batch_idx=chosen, **options)
     caches = (cache[table[chosen]].reshape(2, 8, 2, 16) for cache in pages)
     assert torch.equal(ours, flash_attn_3.flash_attn_with_kvcache(q, *caches, **options))
+
+
+@pytest.mark.parametrize("paged", [True, False], ids=["pages", "rows"])
+def test_flash_attn_3_packs_the_queries_of_a_cached_batch(paged: bool) -> None:
+    q, cu_q = randn(4, 4, 16), cumulative(1, 3)
+    pages = randn(2, 6, 4, 2, 16, seed=1)
+    table = torch.tensor([[4, 1], [2, 5]], dtype=torch.int32)
+    caches = tuple(pages) if paged else tuple(cache[table].reshape(2, 8, 2, 16) for cache in pages)
+    used, leftpad = torch.tensor([5, 8], dtype=torch.int32), torch.tensor([2, 0], dtype=torch.int32)
+    options = {"cache_seqlens": used, "cache_leftpad": leftpad, "causal": True, "page_table": table if paged else None}
+    out, lse, *_ = flash_attn_3.flash_attn_with_kvcache(
+        q, *caches, cu_seqlens_q=cu_q, max_seqlen_q=3, return_softmax_lse=True, **options
+    )
+    k, v = (torch.cat([cache[table[0]].flatten(0, 1)[2:5], cache[table[1]].flatten(0, 1)]) for cache in pages)
+    packing = (cu_q, cumulative(3, 8), 3, 8)
+    expected, expected_lse = flagattn.flash_attn_varlen_func(q, k, v, *packing, causal=True, return_lse=True)
+    assert torch.equal(out, expected) and torch.equal(lse, expected_lse)
+    below, *_ = fa3._flash_attn_forward(
+        q,
+        *caches,
+        cu_seqlens_q=cu_q,
+        max_seqlen_q=3,
+        seqused_k=used,
+        leftpad_k=leftpad,
+        page_table=options["page_table"],
+        causal=True,
+    )
+    assert torch.equal(below, expected)
+    with pytest.raises(NotImplementedError, match=r"k is given; .* for packed queries"):
+        flash_attn_3.flash_attn_with_kvcache(q, *caches, q, q, cu_seqlens_q=cu_q, max_seqlen_q=3, **options)

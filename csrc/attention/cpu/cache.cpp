@@ -24,9 +24,6 @@ Status refuse(const Parts&... parts) {
   return Status::error(text);
 }
 
-int64_t seqlen_of(const CacheParams& cache, int64_t b) {
-  return cache.seqlens != nullptr ? cache.seqlens[b] : cache.capacity;
-}
 int64_t leftpad_of(const CacheParams& cache, int64_t b) { return cache.leftpad != nullptr ? cache.leftpad[b] : 0; }
 
 // The pages that hold rows [begin, end) of sequence b.
@@ -42,14 +39,21 @@ Pages pages_of(const CacheParams& cache, int64_t b, int64_t begin, int64_t end) 
 
 Status check_lengths(const AttentionParams& params, int64_t b) {
   const CacheParams& cache = params.cache;
-  const int64_t seqlen = seqlen_of(cache, b), leftpad = leftpad_of(cache, b);
+  const int64_t seqlen = cached_rows(params, b), leftpad = leftpad_of(cache, b);
   if (seqlen < 0 || seqlen > cache.capacity - cache.appended) {
-    return refuse("cache_seqlens[", b, "] is ", seqlen, "; with ", cache.appended, " rows to append and ",
-                  cache.capacity, " rows of cache it must lie between 0 and ", cache.capacity - cache.appended, ".");
+    const std::string room = cache.block_table == nullptr
+                                 ? std::to_string(cache.capacity) + " rows of cache"
+                                 : "the " + std::to_string(cache.capacity / cache.page_size) + " pages of " +
+                                       std::to_string(cache.page_size) + " rows that block_table has for a sequence";
+    const std::string given = params.cu_seqlens_k == nullptr
+                                  ? "cache_seqlens[" + std::to_string(b) + "] is "
+                                  : "cu_seqlens_k gives sequence " + std::to_string(b) + " the length ";
+    return refuse(given, seqlen, "; with ", cache.appended, " rows to append and ", room, " it must lie between 0 and ",
+                  cache.capacity - cache.appended, ".");
   }
   if (leftpad < 0 || leftpad > seqlen) {
-    return refuse("cache_leftpad[", b, "] is ", leftpad, "; it must lie between 0 and cache_seqlens[", b,
-                  "] = ", seqlen, ".");
+    return refuse("cache_leftpad[", b, "] is ", leftpad, "; it must lie between 0 and the ", seqlen,
+                  " rows that the sequence has.");
   }
   if (cache.batch_idx != nullptr && (cache.batch_idx[b] < 0 || cache.batch_idx[b] >= cache.rows)) {
     return refuse("cache_batch_idx[", b, "] is ", cache.batch_idx[b], "; the cache has ", cache.rows, " batch rows.");
@@ -84,7 +88,7 @@ Status check_pages_are_own(const AttentionParams& params) {
   constexpr int64_t kNobody = -1;
   std::vector<int64_t> writer(static_cast<size_t>(cache.rows), kNobody);
   const auto written = [&](int64_t b) {
-    return pages_of(cache, b, seqlen_of(cache, b), seqlen_of(cache, b) + cache.appended);
+    return pages_of(cache, b, cached_rows(params, b), cached_rows(params, b) + cache.appended);
   };
   const auto shared = [](int64_t b, int64_t i, int32_t page) {
     return refuse("block_table[", b, "][", i, "] is page ", page,
@@ -99,7 +103,7 @@ Status check_pages_are_own(const AttentionParams& params) {
     }
   }
   for (int64_t b = 0; b < params.batch; ++b) {
-    const Pages used = pages_of(cache, b, leftpad_of(cache, b), seqlen_of(cache, b)), own = written(b);
+    const Pages used = pages_of(cache, b, leftpad_of(cache, b), cached_rows(params, b)), own = written(b);
     for (int64_t i = used.begin; i < used.end; ++i) {
       if (i < own.begin && writer[static_cast<size_t>(used.table[i])] != kNobody) return shared(b, i, used.table[i]);
     }
@@ -114,7 +118,7 @@ Status check_cache(AttentionParams& params) {
   params.seqlen_k = 0;
   for (int64_t b = 0; b < params.batch; ++b) {
     if (Status status = check_lengths(params, b); !status.ok()) return status;
-    const int64_t keys = seqlen_of(cache, b) + cache.appended - leftpad_of(cache, b);
+    const int64_t keys = cached_rows(params, b) + cache.appended - leftpad_of(cache, b);
     if (keys > params.seqlen_k) params.seqlen_k = keys;
   }
   if (cache.appended == 0) return Status::success();
@@ -134,7 +138,7 @@ void append_to_cache(const AttentionParams& params, const HeadsView& from, const
     const int64_t end = first + kRowsPerItem < cache.appended ? first + kRowsPerItem : cache.appended;
     const Sequence sequence = sequence_of(params, b);
     for (int64_t row = first; row < end; ++row) {
-      const KeyPlace place = place_of_row(sequence, seqlen_of(cache, b) + row);
+      const KeyPlace place = place_of_row(sequence, cached_rows(params, b) + row);
       const char* source =
           static_cast<const char*>(from.data) + (b * from.batch_stride + row * from.row_stride) * element;
       char* target = static_cast<char*>(to.data) + place.offset(to) * element;

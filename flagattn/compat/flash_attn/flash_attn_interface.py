@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 
 import flagattn
+from flagattn._cache_calls import packed_queries_over_cache
 from flagattn.compat._dropout import next_rng_state, signed_weights
 from flagattn.compat._gradients import attention_gradients
 from flagattn.compat._operands import (
-    cumulative,
     detached,
     integer,
-    lengths_of,
     lse_for_fa2,
     lse_from_fa2,
-    rows_of_pages,
     used_rows,
     window_of,
 )
@@ -113,12 +111,10 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
 ) -> Any:
     """`flagattn.flash_attn_varlen_func`; with `block_table` k and v are (pages, page size, heads_k, head_dim)."""
-    if block_table is not None:
-        k, v = _from_pages(k, v, block_table, lengths_of(cu_seqlens_k))
     packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
     masks = (dropout_p, softmax_scale, causal, window_of(window_size), softcap, detached(alibi_slopes), deterministic)
     rng_state = _watched(return_attn_probs, dropout_p, q)
-    results = _native.flash_attn_varlen_func(q, k, v, *packing, *masks, return_attn_probs)
+    results = _native.flash_attn_varlen_func(q, k, v, *packing, *masks, return_attn_probs, block_table)
     return _returned(results, rng_state, q, k, masks, packing)
 
 
@@ -261,7 +257,7 @@ def _flash_attn_varlen_forward(
     zero_tensors: bool = False,
     num_splits: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out, lse, S_dmask, rng_state) of packed operands, without gradient.
+    """(out, lse, S_dmask, rng_state) of packed or paged keys, without gradient.
 
     seqused_k (batch,) says how many keys of each sequence count, leftpad_k (batch,) how many of those are left out at
     the front of a sequence.
@@ -270,13 +266,27 @@ def _flash_attn_varlen_forward(
     rng_state = next_rng_state(dropout_p, q.device)
     with torch.no_grad():
         if block_table is not None:
-            lengths = lengths_of(cu_seqlens_k) if seqused_k is None else seqused_k
-            k, v = _from_pages(k, v, block_table, lengths, leftpad_k)
-            cu_seqlens_k = cumulative(lengths if leftpad_k is None else lengths - leftpad_k)
-        elif leftpad_k is not None:
-            raise NotImplementedError("leftpad_k is given; it needs a block_table, so it must be None without one")
-        elif seqused_k is not None:
-            index, cu_seqlens_k = used_rows(cu_seqlens_k, seqused_k)
+            out, lse = packed_queries_over_cache(
+                q,
+                k,
+                v,
+                cu_seqlens_q,
+                integer(max_seqlen_q),
+                cu_seqlens_k=cu_seqlens_k if seqused_k is None else None,
+                max_seqlen_k=integer(max_seqlen_k),
+                cache_seqlens=seqused_k,
+                cache_leftpad=leftpad_k,
+                block_table=block_table,
+                dropout_p=dropout_p,
+                softmax_scale=softmax_scale,
+                causal=causal,
+                window_size=masks[3],
+                softcap=softcap,
+                alibi_slopes=alibi_slopes,
+            )
+            return out, lse_for_fa2(lse), q.new_empty(0), rng_state
+        if seqused_k is not None or leftpad_k is not None:
+            index, cu_seqlens_k = used_rows(cu_seqlens_k, seqused_k, leftpad_k)
             k, v = k[index], v[index]
         packing = (cu_seqlens_q, cu_seqlens_k, integer(max_seqlen_q), integer(max_seqlen_k))
         results = _native.flash_attn_varlen_func(q, k, v, *packing, *masks, return_attn_probs=True)
@@ -383,14 +393,6 @@ def _returned(
     with torch.no_grad():
         weights = signed_weights(q, k, softmax_scale, causal, window, alibi_slopes, dropout_p, rng_state, packing)
     return out, lse_for_fa2(lse), weights
-
-
-def _from_pages(
-    k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, leftpad: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The sequences' keys and values one behind the other, copied out of (pages, page size, heads, head_dim)."""
-    rows = rows_of_pages(k, block_table, lengths, leftpad)
-    return k.flatten(0, 1)[rows], v.flatten(0, 1)[rows]
 
 
 def _bounds(left: int, right: int, causal: bool) -> tuple[int, int]:

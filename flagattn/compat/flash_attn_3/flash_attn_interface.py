@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import flagattn
+from flagattn._cache_calls import packed_queries_over_cache
 from flagattn._checks import MAX_HEAD_DIM
 from flagattn.compat._chunks import chunked_packing
 from flagattn.compat._gradients import attention_gradients
@@ -191,44 +192,44 @@ def flash_attn_with_kvcache(
 
     Args:
         page_table: (batch, pages), int32, of caches (pages, page size, heads, head_dim).
-        qv, cu_seqlens_q, cu_seqlens_k_new: must be None.
+        cu_seqlens_q: (batch + 1,), int32: q is packed, (total_q, heads, head_dim), out alike, and lse (heads, total_q).
+            Needs max_seqlen_q, and nothing is appended then.
+        qv, cu_seqlens_k_new: must be None, and so must k, v with cu_seqlens_q.
         rotary_seqlens: where rotation begins; None, or equal to cache_seqlens.
         attention_chunk: must be 0.
     """
     _refuse_descales(q_descale, k_descale, v_descale)
     absent = {
         "qv": qv,
-        "cu_seqlens_q": cu_seqlens_q,
+        "k": None if cu_seqlens_q is None else k,
         "cu_seqlens_k_new": cu_seqlens_k_new,
         "rotary_seqlens": None if _rotates_at_its_rows(rotary_cos, rotary_seqlens, cache_seqlens) else rotary_seqlens,
         "attention_chunk": attention_chunk or None,
     }
     for name, value in absent.items():
         if value is not None:
-            raise NotImplementedError(f"{name} is given; caches are read without it here, so leave it out")
+            queries = "" if cu_seqlens_q is None else " for packed queries"
+            raise NotImplementedError(f"{name} is given; caches are read without it here{queries}, so leave it out")
     if page_table is not None and cache_batch_idx is not None:
         page_table, cache_batch_idx = page_table[cache_batch_idx], None  # there it chooses rows of the table
-    out, lse = _native.flash_attn_with_kvcache(
-        q,
-        k_cache,
-        v_cache,
-        k,
-        v,
-        rotary_cos,
-        rotary_sin,
-        cache_seqlens,
-        cache_batch_idx,
-        cache_leftpad,
-        page_table,
-        softmax_scale,
-        causal,
-        window_of(window_size),
-        softcap,
-        rotary_interleaved,
-        None,
-        num_splits,
-        True,
-    )
+    options: dict[str, Any] = {
+        "cache_seqlens": cache_seqlens,
+        "cache_batch_idx": cache_batch_idx,
+        "cache_leftpad": cache_leftpad,
+        "block_table": page_table,
+        "softmax_scale": softmax_scale,
+        "causal": causal,
+        "window_size": window_of(window_size),
+        "softcap": softcap,
+    }
+    if cu_seqlens_q is not None:
+        longest, names = integer(_given(max_seqlen_q, "max_seqlen_q")), ("q", "k_cache", "v_cache")
+        out, lse = packed_queries_over_cache(q, k_cache, v_cache, cu_seqlens_q, longest, names=names, **options)
+    else:
+        rotary = {"rotary_cos": rotary_cos, "rotary_sin": rotary_sin, "rotary_interleaved": rotary_interleaved}
+        out, lse = _native.flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, **rotary, **options, num_splits=num_splits, return_lse=True
+        )
     return (out, lse, *_no_partial_results(q)) if return_softmax_lse else out
 
 

@@ -71,10 +71,6 @@ FLASH_ATTENTION = Suite(
             ("test_flash_attn_varlen_paged_kv_num_splits",),
         ),
         Deselection("counts the compilations of a Triton kernel", ("test_compilation_count",)),
-        Deselection(
-            "demands that the error for a cache longer than its pages name block_table; ours names cache_seqlens",
-            ("test_flash_attn_kvcache_paged_block_table_bounds",),
-        ),
     ),
 )
 
@@ -95,9 +91,9 @@ FLASH_ATTENTION_3 = Suite(
             {"has_qv": (True,)},
         ),
         Deselection(
-            "packs the queries of a cached batch; queries of caches are dense here",
+            "packs the rows that are appended to a cache; they are dense here",
             ("test_flash_attn_kvcache",),
-            {"varlen_q": (True,)},
+            {"varlen_q": (True,), "new_kv": (True,)},
         ),
         Deselection(_CHUNKS, ("test_flash_attn_kvcache",), {"causal": (True,)}),
         Deselection(_CHUNKS, ("test_flash_attn_kvcache",), {"local": (True,)}),
