@@ -15,6 +15,7 @@ from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.kernel_report import kernel_report
 from aquila2.sampling import Sampling
+from aquila2.training.lock import only_run_in
 from aquila2.training.options import load_options
 from aquila2.training.trainer import Result
 
@@ -68,7 +69,8 @@ def _clear(folder: Path) -> None:
         return
     if not (folder / "demo").is_file():
         raise ValueError(f"--folder must be new, empty or an earlier demo, and {folder} is none of them")
-    shutil.rmtree(folder)
+    with only_run_in(folder):
+        shutil.rmtree(folder)
 
 
 def _print_size(result: Result) -> None:

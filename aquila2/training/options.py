@@ -118,6 +118,7 @@ class Options:
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.data.sources]
+        micro = max(1, self.batch.micro)  # any other is refused before a sentence about its multiples
         checks = [
             (bool(names), f"data.sources must name at least one source, got {names}"),
             (len(set(names)) == len(names), f"data.sources must have different names, got {names}"),
@@ -136,14 +137,31 @@ class Options:
                 self.schedule.kind in ("cosine", "wsd"),
                 f"schedule.kind must be cosine or wsd, got {self.schedule.kind!r}",
             ),
+            *(
+                (value >= 0, f"{name} must be at least 0, got {value}")
+                for name, value in (
+                    ("optimizer.clip", self.optimizer.clip),
+                    ("schedule.warmup_samples", self.schedule.warmup_samples),
+                    ("schedule.decay_samples", self.schedule.decay_samples),
+                    ("batch.ramp_start", self.batch.ramp_start),
+                    ("batch.ramp_increment", self.batch.ramp_increment),
+                    ("batch.ramp_samples", self.batch.ramp_samples),
+                    ("run.save_every", self.run.save_every),
+                    ("run.eval_every", self.run.eval_every),
+                )
+            ),
+            (
+                0 <= self.schedule.min_ratio <= 1,
+                f"schedule.min_ratio must lie in [0, 1], got {self.schedule.min_ratio}",
+            ),
             (self.train.samples > 0, f"train.samples must be at least 1, got {self.train.samples}"),
             (self.batch.micro > 0, f"batch.micro must be at least 1, got {self.batch.micro}"),
             (
-                self.batch.micro > 0 and self.batch.size > 0 and self.batch.size % self.batch.micro == 0,
+                self.batch.size > 0 and self.batch.size % micro == 0,
                 f"batch.size must be a multiple of batch.micro ({self.batch.micro}), got {self.batch.size}",
             ),
             (
-                self.batch.ramp_start % self.batch.micro == 0 and self.batch.ramp_increment % self.batch.micro == 0,
+                self.batch.ramp_start % micro == 0 and self.batch.ramp_increment % micro == 0,
                 f"batch.ramp_start and batch.ramp_increment must be multiples of batch.micro ({self.batch.micro}), "
                 f"got {self.batch.ramp_start} and {self.batch.ramp_increment}",
             ),

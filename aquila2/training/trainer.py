@@ -18,6 +18,7 @@ from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import checkpoint_to_continue, load_checkpoint, save_checkpoint
 from aquila2.training.data import Batch, BatchStream, PackedStream, heldout_batches, prepare, source_documents
+from aquila2.training.lock import only_run_in
 from aquila2.training.memory import keep_freed_memory
 from aquila2.training.metrics import MetricsLog, heldout_loss
 from aquila2.training.optim import batch_size, learning_rate, make_adamw
@@ -56,25 +57,25 @@ def train(options: Options) -> Result:
     A folder without a checkpoint may be given other options; then the run starts with them.
 
     Raises:
-        ValueError: The folder has checkpoints of a run with other options, or none of them is whole, or
-            train.device is not on this machine.
+        ValueError: The folder has checkpoints of a run with other options, or none of them is whole, or another
+            run is at work in it, or train.device is not on this machine.
         FloatingPointError: A loss or gradient is not finite; that step is neither applied nor saved.
     """
     keep_freed_memory()
     folder = Path(options.run.folder)
     device = usable_device(options.train.device, "train.device")
-    _claim(folder, options)
-    torch.manual_seed(options.train.seed)
-
-    tokenizer = _tokenizer_for(options, folder / "tokenizer")
-    prepare(options.data, tokenizer, folder / "data")
-    config = options.model_config(
-        len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    )
-    model = Aquila2ForCausalLM(config).to(device).train()
-    model.set_activation_checkpointing(options.train.activation_checkpointing)
-    stream = PackedStream(folder / "data", options.data, options.train.seed)
-    return Loop(options, model, tokenizer, stream, device).run()
+    with only_run_in(folder):
+        _claim(folder, options)
+        torch.manual_seed(options.train.seed)
+        tokenizer = _tokenizer_for(options, folder / "tokenizer")
+        prepare(options.data, tokenizer, folder / "data")
+        config = options.model_config(
+            len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        )
+        model = Aquila2ForCausalLM(config).to(device).train()
+        model.set_activation_checkpointing(options.train.activation_checkpointing)
+        stream = PackedStream(folder / "data", options.data, options.train.seed)
+        return Loop(options, model, tokenizer, stream, device).run()
 
 
 class Loop:
@@ -226,7 +227,6 @@ def _claim(folder: Path, options: Options) -> None:
             )
     elif stored.is_file():
         _take_new_options(folder, stored, options)
-    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(stored, dump_options(options))
 
 

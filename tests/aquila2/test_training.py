@@ -19,6 +19,7 @@ from aquila2 import Aquila2Tokenizer, from_pretrained
 from aquila2.training import trainer
 from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints, newest_valid, save_checkpoint
 from aquila2.training.curve import write_loss_curve
+from aquila2.training.lock import only_run_in
 from aquila2.training.metrics import MetricsLog, read_metrics
 from aquila2.training.optim import make_adamw
 from aquila2.training.options import OptimizerOptions, Options, parse_options
@@ -318,3 +319,33 @@ def test_sigterm_saves_and_the_same_command_continues(text_folder: Path, tmp_pat
     assert checkpoint_fault(checkpoint) is None
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert losses_of(folder)[-1][0] == step
+
+
+def test_a_second_run_in_the_same_folder_is_refused(text_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = options_for(text_folder, folder)
+    (tmp_path / "config.yaml").write_text(trainer.dump_options(options))
+    command = [sys.executable, "-m", "aquila2.cli", "train", str(tmp_path / "config.yaml"), "optimizer.lr=0.5"]
+    with only_run_in(folder):  # as a run that has saved nothing yet
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        f"aquila2 train: run.folder {folder} is in use by another run; wait for it, or give another folder"
+    ]
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
+
+
+def test_a_run_that_was_killed_locks_nothing(text_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    holding = (
+        "import sys, time; from pathlib import Path; from aquila2.training.lock import only_run_in\n"
+        "with only_run_in(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(120)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", holding, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match="is in use by another run"):
+        trainer.train(options_for(text_folder, folder))
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert trainer.train(options_for(text_folder, folder)).progress.step == 12

@@ -1,0 +1,36 @@
+"""One run per folder: a second process is told so instead of writing into the first one's files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK = "run.lock"
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Holds the folder, which is made where it is missing, until the block or the process ends, however it ends.
+
+    The lock is the system's (flock) on an empty file; what a killed run leaves behind locks nothing.
+
+    Raises:
+        ValueError: Another run holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sentence = f"run.folder {folder} is in use by another run; wait for it, or give another folder"
+            raise ValueError(sentence) from None
+        except OSError as error:  # some network file systems have no locks
+            print(f"{folder} has no lock ({error.strerror}): start no second run in it", file=sys.stderr, flush=True)
+        yield
+    finally:
+        os.close(descriptor)
