@@ -1,10 +1,10 @@
-"""Attention of Hugging Face models, and their norms and activations: switched on by hand.
+"""Attention of Hugging Face models, and their other layers: switched on by hand.
 
     from flagattn.integrations import transformers as integration
 
     integration.register()
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="flagattn")
-    integration.fuse(model)  # also RMSNorm and SwiGLU, where the model's are known
+    integration.fuse(model)  # also RMSNorm, SwiGLU, rotation and the cache's growth, where the model's are known
 
 Padded batches are computed without their padding, packed ones (`position_ids` that start anew, or cu_seq_lens_q and the
 like) sequence by sequence, cached generation on the cache where it lies. Causal masks, sliding windows and padding are
@@ -14,16 +14,16 @@ never formed as matrices; any other mask a model asks for is.
 from __future__ import annotations
 
 import functools
-import types
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import flagattn
 from flagattn._attention_calls import dense_attention
+from flagattn.integrations import _transformers_layers as layers
 from flagattn.integrations import _transformers_layouts as layouts
 
 NAME = "flagattn"
@@ -226,63 +226,23 @@ def _integer(value: Any) -> Any:
     return int(value.item()) if isinstance(value, Tensor) else value
 
 
-# ---- norms and activations ----
-
-# Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
-_NORMS = {
-    "LlamaRMSNorm": (0.0, "llama"),
-    "MistralRMSNorm": (0.0, "llama"),
-    "Qwen2RMSNorm": (0.0, "llama"),
-    "Qwen3RMSNorm": (0.0, "llama"),
-    "Gemma2RMSNorm": (1.0, "gemma"),
-}
-_GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+# ---- layers ----
 
 
 def fuse(model: nn.Module) -> int:
-    """Give the model's RMSNorm and SwiGLU layers the forward passes of `flagattn.rms_norm` and `flagattn.swiglu`.
+    """Give the model's layers of known classes forward passes on this library's ops; `unfuse` undoes it.
 
-    Only layers of known classes whose activation is SiLU; their weights stay where they are. `unfuse` undoes it.
+    RMSNorm layers go through `flagattn.rms_norm` and gated MLPs whose activation is SiLU through `flagattn.swiglu`.
+    Attention layers rotate with `flagattn.apply_rotary` and let a DynamicCache grow in place, in buffers with room for
+    a quarter more, instead of copying it for every token; that only while the model's attention implementation is
+    "flagattn". Weights stay where they are.
 
     Returns:
         How many layers were changed.
     """
-    changed = 0
-    for module in model.modules():
-        name = type(module).__name__
-        if name in _NORMS:
-            module.forward = types.MethodType(_norm_forward(*_NORMS[name]), module)
-            changed += 1
-        elif name in _GATED_MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU | _silu_class()):
-            module.forward = types.MethodType(_gated_mlp_forward, module)
-            changed += 1
-    return changed
+    return layers.replace_forwards(model, NAME, attention)
 
 
 def unfuse(model: nn.Module) -> int:
     """Give the layers that `fuse` changed their own forward passes back; returns how many."""
-    changed = 0
-    for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "__module__", None) == __name__:
-            del module.forward
-            changed += 1
-    return changed
-
-
-def _silu_class() -> type[nn.Module]:
-    from transformers.activations import ACT2CLS
-
-    found = ACT2CLS["silu"]
-    return cast(type[nn.Module], found[0] if isinstance(found, tuple) else found)
-
-
-def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tensor]:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
-        return flagattn.rms_norm(x, self.weight, eps, offset=offset, rounding=rounding)
-
-    return forward
-
-
-def _gated_mlp_forward(self: Any, x: Tensor) -> Tensor:
-    return self.down_proj(flagattn.swiglu(self.gate_proj(x), self.up_proj(x)))
+    return layers.restore_forwards(model)

@@ -42,11 +42,14 @@ MODELS = {
 }
 
 
+FUSED = {**MODELS, "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {})}
+
+
 def models_of(name: str, *others: str) -> list[Any]:
     """One model of random weights per implementation: ours first, then the others."""
     integration.register()
     torch.manual_seed(0)
-    model_class, config_class, options = MODELS[name]
+    model_class, config_class, options = FUSED[name]
     config = getattr(transformers, config_class)(**SMALL, **options)
     ours = getattr(transformers, model_class)(config).eval()
     for parameter in ours.parameters():
@@ -195,11 +198,13 @@ def test_a_compiled_model_is_one_graph() -> None:
     assert ours(input_ids=ids, position_ids=positions).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FUSED)
 def test_fused_layers_change_nothing_but_rounding_and_can_be_undone(name: str) -> None:
     fused, plain = models_of(name, "flagattn")
     changed = integration.fuse(fused)
-    assert changed == {"gemma2": 9}.get(name, 7)  # two norms and an MLP in each of two layers, and the last norm
+    # Two norms, attention and an MLP in each of two layers, and the last norm; Gemma2 has four norms and its own MLP.
+    # Qwen3 has two more in attention.
+    assert changed == {"gemma2": 11, "qwen3": 13}.get(name, 9)
     counts = torch.ones(2, 13, dtype=torch.bool)
     ours, theirs = (results(model, counts, input_ids=tokens(2, 13)) for model in (fused, plain))
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-4)
@@ -207,6 +212,107 @@ def test_fused_layers_change_nothing_but_rounding_and_can_be_undone(name: str) -
         torch.testing.assert_close(ours[1][key], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
     assert integration.unfuse(fused) == changed and integration.unfuse(fused) == 0
     assert torch.equal(results(fused, counts, input_ids=tokens(2, 13))[0], theirs[0])
+
+
+def generations(model: Any, ids: torch.Tensor, **options: Any) -> Any:
+    options = {"max_new_tokens": 12, "do_sample": False, "disable_compile": True, **options}
+    return model.generate(ids, output_logits=True, return_dict_in_generate=True, **options)
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"num_beams": 3}], ids=str)
+def test_a_fused_model_generates_the_same_tokens(name: str, options: dict[str, Any]) -> None:
+    fused, theirs = models_of(name, "eager")
+    assert integration.fuse(fused) > 0
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[0, :5] = 0
+    ours, others = (generations(model, tokens(3, 9), attention_mask=mask, **options) for model in (fused, theirs))
+    assert torch.equal(ours.sequences, others.sequences)
+    for a, b in zip(ours.logits, others.logits):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_a_fused_model_appends_in_place() -> None:
+    (fused,) = models_of("llama")
+    integration.fuse(fused)
+    with torch.no_grad():
+        cache = fused(tokens(2, 9)).past_key_values
+        fused(tokens(2, 1), past_key_values=cache)  # the cache makes its layers with the first rows
+        before = cache.layers[1].keys
+        fused(tokens(2, 3), past_key_values=cache)
+    after = cache.layers[1].keys
+    assert after.shape == (2, 2, 13, 8) and cache.get_seq_length() == 13
+    assert after.data_ptr() == before.data_ptr() and torch.equal(after[:, :, :10], before)
+
+
+def test_a_fused_model_with_another_attention_goes_its_own_way() -> None:
+    fused, theirs = models_of("llama", "eager")
+    integration.fuse(fused)
+    fused.set_attn_implementation("eager")
+    ours = fused(tokens(2, 9), output_attentions=True)
+    assert ours.attentions[0].shape == (2, 6, 9, 9)
+    torch.testing.assert_close(ours.logits, theirs(tokens(2, 9)).logits, rtol=1e-4, atol=1e-4)
+
+
+def rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, count, 4, generator=generator), torch.randn(2, 3, count, 5, generator=generator)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_growing_layer_holds_what_a_dynamic_one_does(inference: bool) -> None:
+    """Every way in which transformers changes a cache, each followed by new rows, in the original and in copies."""
+    from transformers.cache_utils import DynamicLayer
+
+    from flagattn.integrations._transformers_cache import GrowingLayer
+
+    changes: list[Any] = [
+        lambda layer: layer,
+        lambda layer: layer.crop(-2),
+        lambda layer: layer.reorder_cache(torch.tensor([1, 0])),
+        lambda layer: layer.batch_repeat_interleave(2) or layer.batch_select_indices(torch.tensor([0, 3])),
+        lambda layer: layer.reset(),
+    ]
+    pairs = [(GrowingLayer(), DynamicLayer())]
+    with torch.inference_mode(inference):
+        for step in range(40):
+            for pair in pairs:
+                for layer in pair:
+                    changes[step * 7 % 31 % len(changes)](layer)
+                    layer.update(*rows(1 + step % 3 * 40, step))
+            if step in (5, 17):  # a saved prompt, deep and shallow: both go on by themselves
+                pairs += [copy.deepcopy(pairs[0]), tuple(copy.copy(layer) for layer in pairs[0])]
+            for ours, theirs in pairs:
+                assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+                assert ours.get_seq_length() == theirs.get_seq_length()
+    for ours, theirs in pairs:  # inference tensors may not be written to outside
+        ours.update(*rows(2, 50)), theirs.update(*rows(2, 50))
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+def test_rows_once_handed_out_do_not_change() -> None:
+    from flagattn.integrations._transformers_cache import GrowingLayer
+
+    layer = GrowingLayer()
+    first, _ = layer.update(*rows(5, 0))
+    kept = first.clone()
+    twin = copy.copy(layer)
+    for layer_, seed in ((layer, 1), (twin, 2), (layer, 3)):
+        layer_.update(*rows(1, seed))
+    layer.crop(-3)
+    layer.update(*rows(4, 4))
+    assert torch.equal(first, kept)
+
+
+def test_gradients_flow_through_a_fused_models_cache() -> None:
+    fused, theirs = models_of("llama", "eager")
+    integration.fuse(fused)
+    gradients = []
+    for model in (fused, theirs):
+        cache = model(tokens(2, 6)).past_key_values
+        model(tokens(2, 1, seed=2), past_key_values=cache).logits.square().sum().backward()
+        gradients.append(model.model.layers[0].self_attn.k_proj.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
 
 
 def test_what_is_not_served_is_refused() -> None:

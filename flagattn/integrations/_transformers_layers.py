@@ -1,0 +1,132 @@
+"""Forward passes of Hugging Face layers on this library's ops, and how they take the place of the layers' own."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import flagattn
+
+# Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
+_NORMS = {
+    "LlamaRMSNorm": (0.0, "llama"),
+    "MistralRMSNorm": (0.0, "llama"),
+    "Qwen2RMSNorm": (0.0, "llama"),
+    "Qwen3RMSNorm": (0.0, "llama"),
+    "Gemma2RMSNorm": (1.0, "gemma"),
+}
+_GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+
+
+def _own_window(layer: Any) -> dict[str, Any]:
+    return {"sliding_window": layer.sliding_window}
+
+
+# Class name -> what its forward pass tells the attention beside dropout and scale.
+_ATTENTIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "LlamaAttention": lambda layer: {},
+    "MistralAttention": lambda layer: {"sliding_window": getattr(layer.config, "sliding_window", None)},
+    "Qwen2Attention": _own_window,
+    "Qwen3Attention": _own_window,
+    "Gemma2Attention": lambda layer: {**_own_window(layer), "softcap": layer.attn_logit_softcapping},
+}
+
+
+def replace_forwards(model: nn.Module, name: str, attention: Callable[..., tuple[Tensor, None]]) -> int:
+    """Gives the layers of known classes their forward passes here; returns how many layers that were.
+
+    Attention layers go through `attention` while the model's attention implementation is `name`, else their own way.
+    """
+    changed = 0
+    for module in model.modules():
+        kind = type(module).__name__
+        forward: Callable[..., Any]
+        if kind in _NORMS:
+            forward = _norm_forward(*_NORMS[kind])
+        elif kind in _GATED_MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU | _silu_class()):
+            forward = _gated_mlp_forward
+        elif kind in _ATTENTIONS:
+            forward = _attention_forward(name, attention, _ATTENTIONS[kind])
+        else:
+            continue
+        module.forward = types.MethodType(forward, module)
+        changed += 1
+    return changed
+
+
+def restore_forwards(model: nn.Module) -> int:
+    """Undoes `replace_forwards`; returns how many layers it had changed."""
+    changed = 0
+    for module in model.modules():
+        if getattr(module.__dict__.get("forward"), "__module__", None) == __name__:
+            del module.forward
+            changed += 1
+    return changed
+
+
+def _silu_class() -> type[nn.Module]:
+    from transformers.activations import ACT2CLS
+
+    found = ACT2CLS["silu"]
+    return cast(type[nn.Module], found[0] if isinstance(found, tuple) else found)
+
+
+@functools.cache
+def _let_grow() -> Callable[[Any, int], None]:
+    try:
+        from flagattn.integrations._transformers_cache import let_grow
+    except ImportError:  # a transformers whose caches have no layers
+        return lambda cache, layer: None
+    return let_grow
+
+
+def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tensor]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+        return flagattn.rms_norm(x, self.weight, eps, offset=offset, rounding=rounding)
+
+    return forward
+
+
+def _gated_mlp_forward(self: Any, x: Tensor) -> Tensor:
+    return cast(Tensor, self.down_proj(flagattn.swiglu(self.gate_proj(x), self.up_proj(x))))
+
+
+def _attention_forward(
+    name: str, attention: Callable[..., tuple[Tensor, None]], own_options: Callable[[Any], dict[str, Any]]
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.config._attn_implementation != name or position_embeddings is None:
+            given = (hidden_states, position_embeddings, attention_mask, past_key_values)
+            return cast(tuple[Tensor, Tensor | None], type(self).forward(self, *given, **kwargs))
+        rows = hidden_states.shape[:-1]
+        heads = (*rows, -1, self.head_dim)
+        q, k, v = (project(hidden_states).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        # transformers' tables hold every angle twice, for the two channels of its pair.
+        cos, sin = (table[..., : self.head_dim // 2] for table in position_embeddings)
+        q, k = flagattn.apply_rotary(q, cos, sin), flagattn.apply_rotary(k, cos, sin)
+        q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
+        if past_key_values is not None:
+            if not torch.compiler.is_compiling():
+                _let_grow()(past_key_values, self.layer_idx)
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        dropout = self.attention_dropout if self.training else 0.0
+        options = {"dropout": dropout, "scaling": self.scaling, **own_options(self), **kwargs}
+        out, nothing = attention(self, q, k, v, attention_mask, **options)
+        return self.o_proj(out.reshape(*rows, -1)), nothing
+
+    return forward
