@@ -6,7 +6,10 @@
 //                  only the first n elements), + - *, fma(a, b, c) = a * b + c, max, min, abs, sqrt, exp2, sum, hmax,
 //                  swap_neighbours (elements 2i and 2i + 1), load_fours (four elements of each of kLanes / 4 rows),
 //                  spread_in_fours, power_of_shifted (an integer into the exponent)
-//   I32            kLanes int32; set1, load, iota (0, 1, 2, ...), + -, comparisons
+//   I32            kLanes int32; set1, load, iota (0, 1, 2, ...), + - ^, comparisons
+//   U64            kLanes / 2 unsigned 64-bit integers; set1, load_even and load_odd (elements 0, 2, .. and 1, 3, .. of
+//                  kLanes uint32), ^, multiply_low (the product of the lower halves), high_half (in the lower half;
+//                  what is left in the upper one is anything), join (of lower halves, elements 0, 2, .. and 1, 3, ..)
 //   Mask           one bit or lane per element; select(mask, a, b) = mask ? a : b, &, |, any, all
 //   transpose      a kLanes x kLanes block in registers
 #pragma once

@@ -1,7 +1,11 @@
-// Philox-4x32-10 against the known answers that its authors publish with it.
+// Philox-4x32-10 against the known answers that its authors publish with it, and the vectors of dropout against Philox.
 #include "arch/philox.h"
 
 #include <cstdio>
+
+#include "attention/cpu/dropout.h"
+
+namespace isa = flagattn::FLAGATTN_ISA;
 
 namespace {
 
@@ -17,6 +21,33 @@ constexpr Known kKnown[] = {
      {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
 };
 
+// A panel's factors, of heads whose stream numbers pass 2^32, against the same words one by one.
+bool dropout_agrees(uint64_t seed, uint64_t offset, int64_t first_key, int64_t num_keys) {
+  const int64_t rng_state[] = {static_cast<int64_t>(seed), static_cast<int64_t>(offset)};
+  flagattn::AttentionParams params;
+  params.heads_q = 5;
+  params.dropout = {rng_state, 0x9876543fu, 2.5f};
+  isa::Column columns[isa::kPanel];
+  const int count = isa::kPanel - 1;
+  for (int c = 0; c < count; ++c) columns[c] = {70000 + 3 * c, c % 5};
+  float factors[128 * isa::kPanel];
+  isa::write_dropout(params, /*sequence=*/7, columns, count, first_key, num_keys, factors);
+  for (int64_t i = 0; i < num_keys; ++i) {
+    for (int c = 0; c < count; ++c) {
+      const uint64_t stream = offset + 7 * 5 + static_cast<uint64_t>(columns[c].head);
+      const auto key = static_cast<uint32_t>(first_key + i);
+      const flagattn::PhiloxWords words = flagattn::philox(
+          key / 4, static_cast<uint32_t>(columns[c].row), static_cast<uint32_t>(stream),
+          static_cast<uint32_t>(stream >> 32), static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+      const float expected = words.word[key % 4] <= params.dropout.last_dropped ? 0.0f : 2.5f;
+      if (factors[i * isa::kPanel + c] == expected) continue;
+      std::printf("the factor of key %d and column %d is not %g\n", static_cast<int>(key), c, expected);
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -29,4 +60,6 @@ int main() {
       return 1;
     }
   }
+  return dropout_agrees(0x123456789abcdef0u, 0xfffffff0u, 0, 128) && dropout_agrees(3, ~uint64_t{0} - 20, 4096, 50) ? 0
+                                                                                                                    : 1;
 }

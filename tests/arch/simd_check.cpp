@@ -60,6 +60,27 @@ void check_tanh() {
   expect(worst < 5e-7, "tanh accuracy");
 }
 
+void check_long_integers() {
+  uint32_t words[L];
+  for (int i = 0; i < L; ++i) words[i] = 0xf0000000u + 0x01234567u * static_cast<uint32_t>(i);
+  const isa::U64 even = isa::U64::load_even(words), odd = isa::U64::load_odd(words);
+  const isa::U64 factor = isa::U64::set1(0xD2511F53u);
+  const auto expect_lanes = [](I32 lanes, auto&& expected, const char* what) {
+    for (int i = 0; i < L; ++i) {
+      uint32_t lane[L];
+      std::memcpy(lane, &lanes, sizeof(lane));
+      expect(lane[i] == expected(i), what);
+    }
+  };
+  const auto product = [&](int i) { return uint64_t{words[i]} * 0xD2511F53u; };
+  const isa::U64 evens = isa::multiply_low(even, factor), odds = isa::multiply_low(odd, factor);
+  expect_lanes(isa::join(even, odd), [&](int i) { return words[i]; }, "load_even, load_odd, join");
+  expect_lanes(isa::join(evens, odds), [&](int i) { return static_cast<uint32_t>(product(i)); }, "multiply_low");
+  expect_lanes(
+      isa::join(isa::high_half(evens) ^ factor, isa::high_half(odds) ^ factor),
+      [&](int i) { return static_cast<uint32_t>(product(i) >> 32) ^ 0xD2511F53u; }, "high_half, ^");
+}
+
 void check_transpose() {
   float block[L * L], row[L];
   F32 r[L];
@@ -192,6 +213,7 @@ void check_arithmetic() {
 int main() {
   check_exp2();
   check_power_of_shifted();
+  check_long_integers();
   check_tanh();
   check_transpose();
   check_fours();

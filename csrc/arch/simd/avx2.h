@@ -21,8 +21,24 @@ struct I32 {
 };
 FLAGATTN_INLINE I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.reg, b.reg)}; }
 FLAGATTN_INLINE I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.reg, b.reg)}; }
+FLAGATTN_INLINE I32 operator^(I32 a, I32 b) { return {_mm256_xor_si256(a.reg, b.reg)}; }
 FLAGATTN_INLINE Mask operator>(I32 a, I32 b) { return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.reg, b.reg))}; }
 FLAGATTN_INLINE Mask operator<(I32 a, I32 b) { return b > a; }
+
+struct U64 {
+  __m256i reg;
+  static FLAGATTN_INLINE U64 set1(uint32_t x) { return {_mm256_set1_epi32(static_cast<int32_t>(x))}; }
+  static FLAGATTN_INLINE U64 load_even(const uint32_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+  }
+  static FLAGATTN_INLINE U64 load_odd(const uint32_t* p) { return {_mm256_srli_epi64(load_even(p).reg, 32)}; }
+};
+FLAGATTN_INLINE U64 operator^(U64 a, U64 b) { return {_mm256_xor_si256(a.reg, b.reg)}; }
+FLAGATTN_INLINE U64 multiply_low(U64 a, U64 b) { return {_mm256_mul_epu32(a.reg, b.reg)}; }
+FLAGATTN_INLINE U64 high_half(U64 a) { return {_mm256_srli_epi64(a.reg, 32)}; }
+FLAGATTN_INLINE I32 join(U64 even, U64 odd) {
+  return {_mm256_blend_epi32(even.reg, _mm256_slli_epi64(odd.reg, 32), 0xaa)};
+}
 
 // The first n elements.
 FLAGATTN_INLINE Mask first_n(int64_t n) { return I32::iota() < I32::set1(static_cast<int32_t>(n)); }

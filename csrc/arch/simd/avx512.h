@@ -28,8 +28,22 @@ struct I32 {
 };
 FLAGATTN_INLINE I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.reg, b.reg)}; }
 FLAGATTN_INLINE I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.reg, b.reg)}; }
+FLAGATTN_INLINE I32 operator^(I32 a, I32 b) { return {_mm512_xor_si512(a.reg, b.reg)}; }
 FLAGATTN_INLINE Mask operator>(I32 a, I32 b) { return {_mm512_cmpgt_epi32_mask(a.reg, b.reg)}; }
 FLAGATTN_INLINE Mask operator<(I32 a, I32 b) { return {_mm512_cmplt_epi32_mask(a.reg, b.reg)}; }
+
+struct U64 {
+  __m512i reg;
+  static FLAGATTN_INLINE U64 set1(uint32_t x) { return {_mm512_set1_epi32(static_cast<int32_t>(x))}; }
+  static FLAGATTN_INLINE U64 load_even(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+  static FLAGATTN_INLINE U64 load_odd(const uint32_t* p) { return {_mm512_srli_epi64(load_even(p).reg, 32)}; }
+};
+FLAGATTN_INLINE U64 operator^(U64 a, U64 b) { return {_mm512_xor_si512(a.reg, b.reg)}; }
+FLAGATTN_INLINE U64 multiply_low(U64 a, U64 b) { return {_mm512_mul_epu32(a.reg, b.reg)}; }
+FLAGATTN_INLINE U64 high_half(U64 a) { return {_mm512_srli_epi64(a.reg, 32)}; }
+FLAGATTN_INLINE I32 join(U64 even, U64 odd) {
+  return {_mm512_mask_mov_epi32(even.reg, 0xaaaa, _mm512_slli_epi64(odd.reg, 32))};
+}
 
 // The first n elements.
 FLAGATTN_INLINE Mask first_n(int64_t n) {

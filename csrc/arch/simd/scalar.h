@@ -9,6 +9,7 @@ namespace flagattn::scalar {
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef uint64_t Long2 __attribute__((vector_size(16)));
 
 struct Mask {
   Int4 lanes;  // all bits of an element set or clear
@@ -26,8 +27,22 @@ struct I32 {
 };
 FLAGATTN_INLINE I32 operator+(I32 a, I32 b) { return {a.reg + b.reg}; }
 FLAGATTN_INLINE I32 operator-(I32 a, I32 b) { return {a.reg - b.reg}; }
+FLAGATTN_INLINE I32 operator^(I32 a, I32 b) { return {a.reg ^ b.reg}; }
 FLAGATTN_INLINE Mask operator>(I32 a, I32 b) { return {a.reg > b.reg}; }
 FLAGATTN_INLINE Mask operator<(I32 a, I32 b) { return {a.reg < b.reg}; }
+
+struct U64 {
+  Long2 reg;
+  static FLAGATTN_INLINE U64 set1(uint32_t x) { return {Long2{x, x}}; }
+  static FLAGATTN_INLINE U64 load_even(const uint32_t* p) { return {Long2{p[0], p[2]}}; }
+  static FLAGATTN_INLINE U64 load_odd(const uint32_t* p) { return {Long2{p[1], p[3]}}; }
+};
+FLAGATTN_INLINE U64 operator^(U64 a, U64 b) { return {a.reg ^ b.reg}; }
+FLAGATTN_INLINE U64 multiply_low(U64 a, U64 b) { return {(a.reg & 0xffffffffu) * (b.reg & 0xffffffffu)}; }
+FLAGATTN_INLINE U64 high_half(U64 a) { return {a.reg >> 32}; }
+FLAGATTN_INLINE I32 join(U64 even, U64 odd) {
+  return {__builtin_bit_cast(Int4, (even.reg & 0xffffffffu) | odd.reg << 32)};
+}
 
 // The first n elements.
 FLAGATTN_INLINE Mask first_n(int64_t n) { return I32::iota() < I32::set1(static_cast<int32_t>(n)); }

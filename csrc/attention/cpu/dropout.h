@@ -13,21 +13,68 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-// The random words of four keys from 4 * quad on, in every column. Rounds outside, columns inside: the compiler makes
-// vectors of them.
-FLAGATTN_KERNEL void random_words(const uint32_t* rows, const uint32_t* low, const uint32_t* high, uint32_t quad,
-                                  uint64_t seed, uint32_t (&words)[4][kPanel]) {
-  for (int c = 0; c < kPanel; ++c) {
-    words[0][c] = quad;
-    words[1][c] = rows[c];
-    words[2][c] = low[c];
-    words[3][c] = high[c];
+// The keys of Philox's rounds, and its two factors.
+struct PhiloxKeys {
+  U64 first[philox_constants::kRounds], second[philox_constants::kRounds];
+  U64 multiplier0, multiplier1;
+
+  explicit PhiloxKeys(uint64_t seed)
+      : multiplier0(U64::set1(philox_constants::kMultiplier0)), multiplier1(U64::set1(philox_constants::kMultiplier1)) {
+    auto key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < philox_constants::kRounds; ++round) {
+      first[round] = U64::set1(key0);
+      second[round] = U64::set1(key1);
+      key0 += philox_constants::kWeyl0;
+      key1 += philox_constants::kWeyl1;
+    }
   }
-  auto key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < philox_constants::kRounds; ++round) {
-    for (int c = 0; c < kPanel; ++c) philox_round(words[0][c], words[1][c], words[2][c], words[3][c], key0, key1);
-    key0 += philox_constants::kWeyl0;
-    key1 += philox_constants::kWeyl1;
+};
+
+// The random words of some columns. Only the first word of the counter, the quad of keys, differs between the calls of
+// `words`: what the first two rounds make of the others is worked out once.
+struct PhiloxColumns {
+  U64 mixed2;           // of round 1: c3 ^ key, which the quad's product joins to become c2
+  U64 mixed0, mixed2b;  // of round 2: c1 ^ key and the product of c0 ^ key, which join to become c0 and c2
+  U64 word3;            // after round 2
+
+  static FLAGATTN_INLINE PhiloxColumns of(U64 row, U64 low, U64 high, const PhiloxKeys& keys) {
+    const U64 product1 = multiply_low(low, keys.multiplier1);
+    const U64 product0 = multiply_low(high_half(product1) ^ row ^ keys.first[0], keys.multiplier0);
+    return {high ^ keys.second[0], product1 ^ keys.first[1], high_half(product0) ^ keys.second[1], product0};
+  }
+
+  // Word i of the four in the lower halves of words[i].
+  FLAGATTN_INLINE void words(uint32_t quad, const PhiloxKeys& keys, U64 (&words)[4]) const {
+    const uint64_t product = static_cast<uint64_t>(philox_constants::kMultiplier0) * quad;
+    const U64 product1 = multiply_low(U64::set1(static_cast<uint32_t>(product >> 32)) ^ mixed2, keys.multiplier1);
+    U64 c0 = high_half(product1) ^ mixed0, c1 = product1;
+    U64 c2 = U64::set1(static_cast<uint32_t>(product)) ^ mixed2b, c3 = word3;
+    FLAGATTN_UNROLL for (int round = 2; round < philox_constants::kRounds; ++round) {
+      const U64 p0 = multiply_low(c0, keys.multiplier0), p1 = multiply_low(c2, keys.multiplier1);
+      c0 = high_half(p1) ^ (c1 ^ keys.first[round]);
+      c2 = high_half(p0) ^ (c3 ^ keys.second[round]);
+      c1 = p1;
+      c3 = p0;
+    }
+    words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
+  }
+};
+
+// The factors of one vector of columns against the keys of a tile: not inlined, so that its state stays in registers.
+FLAGATTN_KERNEL void write_vector_of_dropout(const PhiloxKeys& keys, const PhiloxColumns& even,
+                                             const PhiloxColumns& odd, uint32_t first_quad, int64_t num_quads,
+                                             uint32_t last_dropped, float scale, float* factors) {
+  const I32 sign = I32::set1(INT32_MIN);  // unsigned words are compared as signed ones, 2^31 less
+  const I32 last = I32::set1(static_cast<int32_t>(last_dropped)) ^ sign;
+  const F32 kept = F32::set1(scale);
+  for (int64_t quad = 0; quad < num_quads; ++quad) {
+    U64 evens[4], odds[4];
+    even.words(first_quad + static_cast<uint32_t>(quad), keys, evens);
+    odd.words(first_quad + static_cast<uint32_t>(quad), keys, odds);
+    FLAGATTN_UNROLL for (int i = 0; i < 4; ++i) {
+      const Mask keep = (join(evens[i], odds[i]) ^ sign) > last;
+      select(keep, kept, F32::zero()).store(factors + (4 * quad + i) * kPanel);
+    }
   }
 }
 
@@ -36,7 +83,7 @@ FLAGATTN_KERNEL void random_words(const uint32_t* rows, const uint32_t* low, con
 inline void write_dropout(const AttentionParams& params, int64_t sequence, const Column* columns, int count,
                           int64_t first_key, int64_t num_keys, float* factors) {
   const DropoutParams& dropout = params.dropout;
-  const auto seed = static_cast<uint64_t>(dropout.rng_state[0]);
+  const PhiloxKeys keys(static_cast<uint64_t>(dropout.rng_state[0]));
   alignas(64) uint32_t rows[kPanel] = {}, low[kPanel] = {}, high[kPanel] = {};
   for (int c = 0; c < count; ++c) {
     const auto stream = static_cast<uint64_t>(dropout.rng_state[1]) +
@@ -45,13 +92,12 @@ inline void write_dropout(const AttentionParams& params, int64_t sequence, const
     low[c] = static_cast<uint32_t>(stream);
     high[c] = static_cast<uint32_t>(stream >> 32);
   }
-  alignas(64) uint32_t words[4][kPanel];
-  for (int64_t key = 0; key < padded_dim(num_keys); key += 4) {
-    random_words(rows, low, high, static_cast<uint32_t>((first_key + key) / 4), seed, words);
-    for (int i = 0; i < 4; ++i) {
-      float* at = factors + (key + i) * kPanel;
-      for (int c = 0; c < kPanel; ++c) at[c] = words[i][c] <= dropout.last_dropped ? 0.0f : dropout.scale;
-    }
+  for (int c = 0; c < kPanel; c += F32::kLanes) {
+    const auto even =
+        PhiloxColumns::of(U64::load_even(rows + c), U64::load_even(low + c), U64::load_even(high + c), keys);
+    const auto odd = PhiloxColumns::of(U64::load_odd(rows + c), U64::load_odd(low + c), U64::load_odd(high + c), keys);
+    write_vector_of_dropout(keys, even, odd, static_cast<uint32_t>(first_key / 4), padded_dim(num_keys) / 4,
+                            dropout.last_dropped, dropout.scale, factors + c);
   }
 }
 

@@ -81,6 +81,14 @@ EMULATED __m512i sub_epi32(__m512i a, __m512i b) {
 }
 EMULATED __m512i and_si512(__m512i a, __m512i b) { return a & b; }
 EMULATED __m512i or_si512(__m512i a, __m512i b) { return a | b; }
+typedef uint64_t Longs __attribute__((vector_size(64)));
+EMULATED Longs longs(__m512i a) { return reinterpret_cast<Longs>(a); }
+EMULATED __m512i xor_si512(__m512i a, __m512i b) { return pack(ints(a) ^ ints(b)); }
+EMULATED __m512i mul_epu32(__m512i a, __m512i b) {
+  return reinterpret_cast<__m512i>((longs(a) & 0xffffffffu) * (longs(b) & 0xffffffffu));
+}
+EMULATED __m512i slli_epi64(__m512i a, unsigned n) { return reinterpret_cast<__m512i>(longs(a) << n); }
+EMULATED __m512i srli_epi64(__m512i a, unsigned n) { return reinterpret_cast<__m512i>(longs(a) >> n); }
 EMULATED __m512i slli_epi32(__m512i a, unsigned n) {
   return reinterpret_cast<__m512i>(reinterpret_cast<Words>(a) << n);
 }
@@ -260,6 +268,10 @@ EMULATED float reduce_max_ps(__m512 a) {
 #define _mm512_sub_epi32 avx512_emulation::sub_epi32
 #define _mm512_and_si512 avx512_emulation::and_si512
 #define _mm512_or_si512 avx512_emulation::or_si512
+#define _mm512_xor_si512 avx512_emulation::xor_si512
+#define _mm512_mul_epu32 avx512_emulation::mul_epu32
+#define _mm512_slli_epi64 avx512_emulation::slli_epi64
+#define _mm512_srli_epi64 avx512_emulation::srli_epi64
 #define _mm512_slli_epi32 avx512_emulation::slli_epi32
 #define _mm512_srli_epi32 avx512_emulation::srli_epi32
 #define _mm512_cmpgt_epi32_mask avx512_emulation::cmpgt_epi32_mask
