@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flagattn._checks import (
+    DTYPES,
     MAX_HEAD_DIM,
     check_floating,
     check_integer,
@@ -22,6 +23,7 @@ _DENSE = "(batch, seqlen, heads, head_dim)"
 _PACKED = "(total, heads, head_dim)"
 _CACHE = "(rows, capacity, heads, head_dim)"
 _PAGES = "(pages, page_size, heads, head_dim)"
+_DEVICES = ("cpu", "meta")
 
 
 def refuse_gradients(function: str, *operands: Any) -> None:
@@ -40,6 +42,30 @@ def check_cached_operands(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool, names: tuple[str, str, str], packed: bool = False
 ) -> tuple[int, int]:
     """q and the caches fit together; returns head_dim and head_dim_v."""
+    if isinstance(q, Tensor) and isinstance(k_cache, Tensor) and isinstance(v_cache, Tensor):
+        shape_q, shape_k, shape_v, dtype, device = q.shape, k_cache.shape, v_cache.shape, q.dtype, q.device
+        if (
+            len(shape_q) == (3 if packed else 4)
+            and len(shape_k) == len(shape_v) == 4
+            and dtype in DTYPES
+            and k_cache.dtype == v_cache.dtype == dtype
+            and k_cache.device == v_cache.device == device
+            and k_cache.stride(-1) == v_cache.stride(-1) == 1
+            and device.type in _DEVICES
+            and shape_k[:-1] == shape_v[:-1]
+            and shape_k[-1] == shape_q[-1]
+            and not heads_are_wrong(shape_q[-2], shape_k[-2])
+            and 1 <= shape_q[-1] <= MAX_HEAD_DIM
+            and 1 <= shape_v[-1] <= MAX_HEAD_DIM
+        ):
+            return shape_q[-1], shape_v[-1]
+    return _looked_at_one_by_one(q, k_cache, v_cache, paged, names, packed)
+
+
+def _looked_at_one_by_one(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool, names: tuple[str, str, str], packed: bool
+) -> tuple[int, int]:
+    """The same, with a sentence for what is wrong; a dimension of one element may have any stride."""
     layout = _PAGES if paged else _CACHE
     check_ranks((q,), names[:1], _PACKED if packed else _DENSE)
     check_ranks((k_cache, v_cache), names[1:], layout)
@@ -53,7 +79,7 @@ def check_cached_operands(
             )
         if cache.stride(-1) != 1 and cache.shape[-1] > 1:
             raise ValueError(f"{name} has strides {cache.stride()}; its last dimension must be contiguous")
-    if q.device.type not in ("cpu", "meta"):
+    if q.device.type not in _DEVICES:
         raise NotImplementedError(f"{names[0]} is on {q.device}; attention over caches runs on the CPU only so far")
     head_dim, head_dim_v = q.shape[-1], v_cache.shape[-1]
     came = (
@@ -128,7 +154,8 @@ def check_new_rows(q: Tensor, rows: dict[str, tuple[Tensor, Tensor]], cache_seql
         raise ValueError(f"{first} is given, but cache_seqlens is not; it says where the new rows go")
     for name, (tensor, cache) in rows.items():
         check_ranks((tensor,), (name,), _DENSE)
-        wanted = (q.shape[0], rows[first][0].shape[1], cache.shape[2], cache.shape[3])
+        shape = cache.shape
+        wanted = (q.shape[0], rows[first][0].shape[1], shape[2], shape[3])
         if tensor.dtype != cache.dtype:
             raise TypeError(f"{name} is {tensor.dtype}, but its cache is {cache.dtype}; their dtypes must be equal")
         if tensor.device != q.device:

@@ -37,10 +37,18 @@ _ATTENTIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def replace_forwards(model: nn.Module, name: str, attention: Callable[..., tuple[Tensor, None]]) -> int:
+# As transformers calls it: (layer, q, k, v, mask, ...) of (batch, heads, seqlen, head_dim).
+Attention = Callable[..., tuple[Tensor, None]]
+# (layer, cache layer, q, k, v, mask, ...) of (batch, seqlen, heads, head_dim), k and v not yet in the cache; None where
+# `attention` has to be asked.
+Cached = Callable[..., Tensor | None]
+
+
+def replace_forwards(model: nn.Module, name: str, attention: Attention, cached: Cached) -> int:
     """Gives the layers of known classes their forward passes here; returns how many layers that were.
 
-    Attention layers go through `attention` while the model's attention implementation is `name`, else their own way.
+    Attention layers go through `attention`, or `cached` where that serves a growing cache, while the model's attention
+    implementation is `name`, else their own way.
     """
     changed = 0
     for module in model.modules():
@@ -51,7 +59,7 @@ def replace_forwards(model: nn.Module, name: str, attention: Callable[..., tuple
         elif kind in _GATED_MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU | _silu_class()):
             forward = _gated_mlp_forward
         elif kind in _ATTENTIONS:
-            forward = _attention_forward(name, attention, _ATTENTIONS[kind])
+            forward = _attention_forward(name, attention, cached, _ATTENTIONS[kind])
         else:
             continue
         module.forward = types.MethodType(forward, module)
@@ -77,12 +85,12 @@ def _silu_class() -> type[nn.Module]:
 
 
 @functools.cache
-def _let_grow() -> Callable[[Any, int], None]:
+def _growing() -> Callable[[Any, int], Any]:
     try:
-        from flagattn.integrations._transformers_cache import let_grow
+        from flagattn.integrations._transformers_cache import growing
     except ImportError:  # a transformers whose caches have no layers
-        return lambda cache, layer: None
-    return let_grow
+        return lambda cache, index: None
+    return growing
 
 
 def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tensor]:
@@ -98,7 +106,7 @@ def _gated_mlp_forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _attention_forward(
-    name: str, attention: Callable[..., tuple[Tensor, None]], own_options: Callable[[Any], dict[str, Any]]
+    name: str, attention: Attention, cached: Cached, own_options: Callable[[Any], dict[str, Any]]
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def forward(
         self: Any,
@@ -119,14 +127,18 @@ def _attention_forward(
         # transformers' tables hold every angle twice, for the two channels of its pair.
         cos, sin = (table[..., : self.head_dim // 2] for table in position_embeddings)
         q, k = flagattn.apply_rotary(q, cos, sin), flagattn.apply_rotary(k, cos, sin)
-        q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
-        if past_key_values is not None:
-            if not torch.compiler.is_compiling():
-                _let_grow()(past_key_values, self.layer_idx)
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        options = {"scaling": self.scaling, **own_options(self), **kwargs}
         dropout = self.attention_dropout if self.training else 0.0
-        options = {"dropout": dropout, "scaling": self.scaling, **own_options(self), **kwargs}
-        out, nothing = attention(self, q, k, v, attention_mask, **options)
-        return self.o_proj(out.reshape(*rows, -1)), nothing
+        out = None
+        if past_key_values is not None and not torch.compiler.is_compiling():
+            layer = _growing()(past_key_values, self.layer_idx)
+            if layer is not None and dropout == 0.0:
+                out = cached(self, layer, q, k, v, attention_mask, **options)
+        if out is None:
+            q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
+            if past_key_values is not None:
+                k, v = past_key_values.update(k, v, self.layer_idx)
+            out, _ = attention(self, q, k, v, attention_mask, dropout=dropout, **options)
+        return self.o_proj(out.reshape(*rows, -1)), None
 
     return forward

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +202,42 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], padding: l
     return _native.flash_attn_with_kvcache(q, k, v, **masks)
 
 
+def _appended(
+    module: nn.Module,
+    layer: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """k and v go behind the rows of a growing cache layer, and q attends to all; None where there is more to it."""
+    used = layer.get_seq_length()
+    plain = not any(kwargs.get(name) is not None for name in _OTHER_OPTIONS) and not kwargs.get("output_attentions")
+    if not (plain and used and q.dtype == k.dtype == v.dtype == layer.dtype and _is_inference(q, k, v)):
+        return None
+    starts = None
+    if attention_mask is not None:
+        if attention_mask.dim() == 4 or attention_mask.shape[1] != used + k.shape[1]:
+            return None
+        starts = layouts.padding_of(attention_mask).starts
+        if starts is None:
+            return None
+    causal = bool(getattr(module, "is_causal", True))
+    window = (-1, -1)
+    if sliding_window is not None and used + k.shape[1] > sliding_window:
+        window = (sliding_window - 1, 0 if causal else sliding_window - 1)
+    masks = {"causal": causal, "window_size": window, "cache_leftpad": starts}
+    return cast(Tensor, layer.attend(q, k, v, softmax_scale=scaling, softcap=softcap or 0.0, **masks))
+
+
+# What `attention` takes and `_appended` leaves to it.
+_OTHER_OPTIONS = ("is_causal", "s_aux", "cu_seq_lens_q", "cu_seq_lens_k", "cache")
+
+
 def _with_any_mask(
     q: Tensor,
     k: Tensor,
@@ -240,7 +276,7 @@ def fuse(model: nn.Module) -> int:
     Returns:
         How many layers were changed.
     """
-    return layers.replace_forwards(model, NAME, attention)
+    return layers.replace_forwards(model, NAME, attention, _appended)
 
 
 def unfuse(model: nn.Module) -> int:
