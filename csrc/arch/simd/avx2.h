@@ -46,6 +46,7 @@ FLAGATTN_INLINE Mask first_n(int64_t n) { return I32::iota() < I32::set1(static_
 struct F32 {
   static constexpr int kLanes = 8;
   static constexpr int kRegisters = 16;
+  static constexpr bool kHasEightSteps = true;  // avx2_steps.h
   __m256 reg;
 
   static FLAGATTN_INLINE F32 zero() { return {_mm256_setzero_ps()}; }
@@ -207,3 +208,5 @@ FLAGATTN_INLINE void transpose(F32 (&r)[8]) {
 }
 
 }  // namespace flagattn::avx2
+
+#include "arch/simd/avx2_steps.h"

@@ -53,6 +53,7 @@ FLAGATTN_INLINE Mask first_n(int64_t n) {
 struct F32 {
   static constexpr int kLanes = 16;
   static constexpr int kRegisters = 32;
+  static constexpr bool kHasEightSteps = false;
   __m512 reg;
 
   static FLAGATTN_INLINE F32 zero() { return {_mm512_setzero_ps()}; }

@@ -88,6 +88,7 @@ FLAGATTN_INLINE void narrow(float x, Float16* p) {
 struct F32 {
   static constexpr int kLanes = 4;
   static constexpr int kRegisters = 16;
+  static constexpr bool kHasEightSteps = false;
   Float4 reg;
 
   static FLAGATTN_INLINE F32 zero() { return {Float4{}}; }

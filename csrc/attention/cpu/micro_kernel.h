@@ -42,8 +42,8 @@ FLAGATTN_INLINE void store_block(const F32 (&c)[MR][NV], float* p, int64_t ld) {
   }
 }
 
-// One step, and no more in a loop's body: of several GCC reads the vectors of b again for every row instead of keeping
-// them, and the loads then take longer than the products.
+// One step, and no more in a loop's body but in assembly (kHasEightSteps): of several GCC reads the vectors of b again
+// for every row instead of keeping them, and the loads then take longer than the products.
 template <int MR, int NV, typename Element>
 FLAGATTN_INLINE void multiply_step(const float* b, F32 (&c)[MR][NV], Element&& element) {
   F32 row[NV];
@@ -60,7 +60,13 @@ FLAGATTN_INLINE void multiply_rows(const float* a, int64_t lda, const float* b, 
                                    F32 (&c)[MR][NV]) {
   const float* rows[MR];
   FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) rows[r] = a + r * lda;
-  for (int64_t k = 0; k < n; ++k, b += ldb) {
+  int64_t k = 0;
+  if constexpr (F32::kHasEightSteps && MR == kMR && NV == kNV) {
+    if (ldb == kPanel) {
+      for (; k + 8 <= n; k += 8, b += 8 * ldb) eight_row_steps(a + k, lda, b, c);
+    }
+  }
+  for (; k < n; ++k, b += ldb) {
     multiply_step(b, c, [&](int r) FLAGATTN_INLINE_LAMBDA { return rows[r][k]; });
   }
 }
@@ -69,7 +75,13 @@ FLAGATTN_INLINE void multiply_rows(const float* a, int64_t lda, const float* b, 
 template <int MR, int NV>
 FLAGATTN_INLINE void multiply_strip(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n,
                                     F32 (&c)[MR][NV]) {
-  for (int64_t k = 0; k < n; ++k, a += lda, b += ldb) {
+  int64_t k = 0;
+  if constexpr (F32::kHasEightSteps && MR == kMR && NV == kNV) {
+    if (lda == 2 * kMR && ldb == kPanel) {
+      for (; k + 8 <= n; k += 8, a += 8 * lda, b += 8 * ldb) eight_strip_steps(a, b, c);
+    }
+  }
+  for (; k < n; ++k, a += lda, b += ldb) {
     multiply_step(b, c, [&](int r) FLAGATTN_INLINE_LAMBDA { return a[r]; });
   }
 }
