@@ -42,8 +42,9 @@ FLAGATTN_INLINE void store_block(const F32 (&c)[MR][NV], float* p, int64_t ld) {
   }
 }
 
-// One step, and no more in a loop's body but in assembly (kHasEightSteps): of several GCC reads the vectors of b again
-// for every row instead of keeping them, and the loads then take longer than the products.
+// One step of the loops below. They are unrolled in assembly where the block takes all registers (kHasEightSteps): of
+// several steps GCC reads the vectors of b again for every row instead of keeping them, and the loads then take longer
+// than the products. Narrower blocks leave registers free.
 template <int MR, int NV, typename Element>
 FLAGATTN_INLINE void multiply_step(const float* b, F32 (&c)[MR][NV], Element&& element) {
   F32 row[NV];
@@ -54,19 +55,21 @@ FLAGATTN_INLINE void multiply_step(const float* b, F32 (&c)[MR][NV], Element&& e
   }
 }
 
+template <int MR, int NV>
+inline constexpr bool kTakesEightSteps = F32::kHasEightSteps && MR == kMR && NV == kNV;
+
 // A(k, r) = rows[r][k]: A lies in MR rows, as keys do in memory.
 template <int MR, int NV>
 FLAGATTN_INLINE void multiply_rows(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n,
                                    F32 (&c)[MR][NV]) {
-  const float* rows[MR];
-  FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) rows[r] = a + r * lda;
-  int64_t k = 0;
-  if constexpr (F32::kHasEightSteps && MR == kMR && NV == kNV) {
+  if constexpr (kTakesEightSteps<MR, NV>) {
     if (ldb == kPanel) {
-      for (; k + 8 <= n; k += 8, b += 8 * ldb) eight_row_steps(a + k, lda, b, c);
+      for (; n >= 8; n -= 8, a += 8, b += 8 * kPanel) eight_row_steps(a, lda, b, c);
     }
   }
-  for (; k < n; ++k, b += ldb) {
+  const float* rows[MR];
+  FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) rows[r] = a + r * lda;
+  for (int64_t k = 0; k < n; ++k, b += ldb) {
     multiply_step(b, c, [&](int r) FLAGATTN_INLINE_LAMBDA { return rows[r][k]; });
   }
 }
@@ -75,13 +78,12 @@ FLAGATTN_INLINE void multiply_rows(const float* a, int64_t lda, const float* b, 
 template <int MR, int NV>
 FLAGATTN_INLINE void multiply_strip(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n,
                                     F32 (&c)[MR][NV]) {
-  int64_t k = 0;
-  if constexpr (F32::kHasEightSteps && MR == kMR && NV == kNV) {
-    if (lda == 2 * kMR && ldb == kPanel) {
-      for (; k + 8 <= n; k += 8, a += 8 * lda, b += 8 * ldb) eight_strip_steps(a, b, c);
+  if constexpr (kTakesEightSteps<MR, NV>) {
+    if (ldb == kPanel) {
+      for (; n >= 8; n -= 8, a += 8 * lda, b += 8 * kPanel) eight_strip_steps(a, lda, b, c);
     }
   }
-  for (; k < n; ++k, a += lda, b += ldb) {
+  for (int64_t k = 0; k < n; ++k, a += lda, b += ldb) {
     multiply_step(b, c, [&](int r) FLAGATTN_INLINE_LAMBDA { return a[r]; });
   }
 }
