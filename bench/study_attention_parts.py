@@ -2,7 +2,8 @@
 
 One panel of queries against one key tile, in the inner caches, on one thread: the scores' product, the exponentials and
 the outputs' product, beside multiply-adds in registers. Together they bound what the whole kernel can reach, however
-well it hides memory and packing.
+well it hides memory and packing. How many instructions the core issues in a cycle at that time is told as well: where a
+neighbour has the other half of the core, that bounds the parts, and not the multiply-adds.
 """
 
 from __future__ import annotations
@@ -31,12 +32,28 @@ def seconds(call: Any) -> float:
     return time.perf_counter() - start
 
 
+def issue_rate_library() -> ctypes.CDLL:
+    """The loops of issue_rate.cpp."""
+    loaded = compiled_probe("issue_rate.cpp")
+    for loop in (loaded.no_ops, loaded.dependent_additions):
+        loop.argtypes, loop.restype = [ctypes.c_long], ctypes.c_double
+    return loaded
+
+
+def rate(loop: Any, rounds: int = 4000) -> float:
+    """Instructions per second."""
+    start = time.perf_counter()
+    done = loop(rounds)
+    return float(done / (time.perf_counter() - start))
+
+
 def measure(library: ctypes.CDLL, dim: int) -> dict[str, float]:
     """Medians over rounds in which every part runs once, and so do the multiply-adds."""
     data = torch.rand(library.panel_floats(dim)) - 0.5
     flops = 2.0 * library.panel_columns() * library.tile_keys() * dim
-    peak = fma_peak_library()
+    peak, issue = fma_peak_library(), issue_rate_library()
     times: dict[str, list[float]] = {"scores": [], "exponentials": [], "outputs": [], "peak": []}
+    issued = []
     for _ in range(ROUNDS):
         for name in ("scores", "exponentials", "outputs"):
             part = getattr(library, name)
@@ -44,6 +61,7 @@ def measure(library: ctypes.CDLL, dim: int) -> dict[str, float]:
         start = time.perf_counter()
         done = peak.fma_flops(20_000)
         times["peak"].append((time.perf_counter() - start) * flops / done)
+        issued.append(rate(issue.no_ops) / rate(issue.dependent_additions))
 
     def median(values: list[float]) -> float:
         return statistics.median(values)
@@ -56,6 +74,7 @@ def measure(library: ctypes.CDLL, dim: int) -> dict[str, float]:
         "scores_share_of_peak": round(median([p / t for p, t in zip(peaks, times["scores"])]), 3),
         "outputs_share_of_peak": round(median([p / t for p, t in zip(peaks, times["outputs"])]), 3),
         "exponential_ns_per_score": round(median(times["exponentials"]) / scores_of_tile * 1e9, 4),
+        "no_ops_per_cycle": [round(share, 2) for share in statistics.quantiles(issued, n=4)],
         "all_parts_share_of_peak": round(median([2 * p / t for p, t in zip(peaks, whole)]), 3),
     }
 

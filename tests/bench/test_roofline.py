@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bench import roofline
 from bench.cases import AttentionShape
+from bench.study_attention_parts import issue_rate_library, rate
 from flagattn.reference import keep_mask
 
 lengths = st.integers(min_value=0, max_value=24)
@@ -65,3 +66,9 @@ def test_the_fma_loop_counts_its_operations() -> None:
     library = roofline.fma_peak_library()
     assert library.fma_flops(10) == 10 * library.fma_flops(1) > 0
     assert roofline.fma_rate(2, 1000) > 0
+
+
+def test_the_issue_loops_count_their_instructions() -> None:
+    library = issue_rate_library()
+    assert library.no_ops(10) == library.dependent_additions(10) == 640
+    assert rate(library.no_ops, 1000) > rate(library.dependent_additions, 1000) > 0
