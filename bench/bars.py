@@ -165,7 +165,7 @@ def _decode() -> list[Bar]:
     for dtype, share in (("fp32", 0.85), ("bf16", 0.80)):
         what = f"{suite}, {dtype}, context 8192, share of the read bandwidth"
         bars.append(Bar(what, suite, ">=", share, share_of("read", dtype, "context 8192"), "worst case"))
-    for peer in (SDPA, "rows as queries"):
+    for peer in (SDPA, "rows as queries", "onnxruntime"):
         for class_, shape, bound in (("", "8192", 1.5), ("fp32", "1024", 1.3), ("bf16", "1024", 2.0)):
             what = ", ".join(part for part in (suite, class_, f"context {shape}", f"against {peer}") if part)
             bars.append(Bar(what, suite, ">=", bound, faster_than(peer, class_, f"context {shape}"), "worst case"))

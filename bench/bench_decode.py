@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flagattn
+from bench import onnx_decode
 from bench.cases import DECODE, DECODE_PAGED, DTYPES, TOLERANCE, DecodeShape
 from bench.roofline import read_probe
 from bench.timing import Case, Peer, agree, race, sets_for
@@ -55,6 +57,18 @@ def thunks(attend: Callable[..., Any], shape: DecodeShape, sets: Sequence[Sequen
     return [partial(attend, shape, *qkv) for qkv in sets]
 
 
+def onnxruntimes(shape: DecodeShape, sets: Sequence[Operands]) -> dict[str, Peer]:
+    """onnxruntime's own op, in fp16 where ours has bf16; nothing, with a warning, where it is not installed."""
+    reason = onnx_decode.missing()
+    if reason is not None:
+        warnings.warn(reason, stacklevel=2)
+        return {}
+    dtype = onnx_decode.CACHE_DTYPES[DTYPES[shape.dtype]]
+    session = onnx_decode.session(dtype, shape.heads_q, shape.heads_k, shape.head_dim)
+    buffers = [onnx_decode.thunk(session, *operands) for operands in sets]
+    return {"onnxruntime": Peer(buffers, agrees=agree(TOLERANCE[shape.dtype]))}
+
+
 @pytest.mark.parametrize("shape", DECODE, ids=lambda shape: shape.name)
 def bench_decode(benchmark: Any, sized: Any, shape: DecodeShape) -> None:
     shape = sized(shape)
@@ -65,6 +79,7 @@ def bench_decode(benchmark: Any, sized: Any, shape: DecodeShape) -> None:
     peers = {
         "torch SDPA": Peer(thunks(torch_sdpa, shape, theirs), agrees=near),
         "rows as queries": Peer(thunks(rows_as_queries, shape, others), agrees=near),
+        **onnxruntimes(shape, sets),
         "read": read_probe(shape.bytes()),
     }
     ours = [partial(flagattn.flash_attn_with_kvcache, *qkv) for qkv in sets]

@@ -92,6 +92,7 @@ BAR_WORDS = (
     ("share of the read bandwidth", "占读带宽的比例"),
     ("time of contiguous", "所用时间与连续缓存之比"),
     ("against rows as queries", "与把组内各头当作查询行的 torch 之比"),
+    ("against onnxruntime", "与 onnxruntime 之比"),
     ("rate against sgemm", "与 sgemm 速率之比"),
     ("two threads against one", "两个线程与一个线程之比"),
     ("against two calls", "与两次调用再合并之比"),

@@ -41,7 +41,18 @@ def test_bars_are_translated_whole() -> None:
 
     for bar in BARS:
         rest = blocks._translated(bar.what)
-        for word in ("rms_norm", "swiglu", "torch.compile", "torch", "sgemm", "fp32", "bf16", "HF Llama", "eager"):
+        for word in (
+            "rms_norm",
+            "swiglu",
+            "torch.compile",
+            "torch",
+            "onnxruntime",
+            "sgemm",
+            "fp32",
+            "bf16",
+            "HF Llama",
+            "eager",
+        ):
             rest = rest.replace(word, "")
         left = re.findall(r"[a-z]{3,}", rest.replace("full", "").replace("causal", ""))
         assert not left, f"{bar.what!r} is not translated: {left}"
