@@ -138,14 +138,16 @@ def cuda_instances(direction: str) -> dict[int, list[str]]:
     text = (ROOT / "csrc/attention/cuda/sm80/instances.cmake").read_text(encoding="utf-8")
     found: dict[int, list[str]] = {}
     for element, dim in re.findall(rf"{direction}_instance\.cu\.in ELEMENT=(\w+) HEAD_DIM=(\d+)", text):
-        found.setdefault(int(dim), []).append(names[element])
+        dtypes = found.setdefault(int(dim), [])
+        if names[element] not in dtypes:
+            dtypes.append(names[element])
     return found
 
 
 def _cuda_cell(op: str, direction: str) -> str:
     """The kernels pad head dims up to their own, so the widest one is the limit."""
     instances = cuda_instances(direction)
-    if op.startswith("piecewise") or op.endswith("kvcache") or not instances:
+    if op.endswith("kvcache") or (op.startswith("piecewise") and direction == "backward") or not instances:
         return "no"
     return f"{', '.join(instances[max(instances)])}; 1..{max(instances)}"
 

@@ -168,6 +168,8 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     if copies:
         explanation.details["copies"] = "; ".join(copies)
     if q.device.type != "cpu":
+        if q.device.type == "cuda" and name not in _CACHED:
+            explanation.details["forward"] = _cuda_forward(max(q.shape[-1], v.shape[-1]), name, arguments)
         return explanation
 
     if name in _CACHED:
@@ -208,6 +210,21 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
         f"{plan['forward_key_tile']} keys"
     )
     return _with_backward(explanation, plan, name, arguments)
+
+
+def _cuda_forward(head_dim: int, name: str, arguments: dict[str, Any]) -> str:
+    """As csrc/attention/cuda/sm80/heuristics.h chooses."""
+    width = next((width for width in (64, 96, 128, 192, 256) if head_dim <= width), None)
+    if width is None:
+        return f"none: the head dimension is {head_dim}, and the kernels take up to 256"
+    terms = [term for term in ("attn_mask", "alibi_slopes", "dropout_p") if _is_given(arguments.get(term))]
+    keys, rows = (32, 64) if width > 128 else (64, 64 if terms else 128)
+    text = f"blocks of {rows} query rows of a head against tiles of {keys} keys, columns padded to {width}"
+    if terms:
+        text += f"; {', '.join(terms)} joined to every score"
+    if name in _PIECEWISE:
+        text += "; near keys first, then far ones, and tiles on the border in both"
+    return text
 
 
 def _counted(number: str, thing: str) -> str:
@@ -283,7 +300,7 @@ def _on_device(name: str, cpu_source: str, operand: Tensor) -> Explanation:
                 explanation.others[f"level {level}"] = info.cpu_level_reason if built else "not in this build"
         explanation.others["CUDA"] = "the operands are on the CPU"
         return explanation
-    if device == "cuda" and name in _ATTENTION:
+    if device == "cuda" and (name in _ATTENTION or name in _PIECEWISE):
         return Explanation(
             name,
             "csrc/attention/cuda/sm80, forward only",

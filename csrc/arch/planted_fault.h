@@ -8,6 +8,7 @@ namespace flagattn {
 enum class Fault {
   kNone,
   kMissingBarrier,
+  kMissingPartBarrier,
   kMissingCopyWait,
   kEarlySlotRelease,
   kWrongSwizzle,

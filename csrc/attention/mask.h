@@ -67,4 +67,43 @@ struct MaskShape {
   }
 };
 
+// The keys that one product scores: all that the mask leaves, or, piecewise, the near ones (q, k) or the far ones
+// (q2, k2). Each is one interval per row again, whose ends grow with the row.
+enum class KeyPart { kAll, kNear, kFar };
+
+struct PartShape {
+  MaskShape shape;
+  KeyPart part = KeyPart::kAll;
+  int64_t dist_threshold = 0;
+
+  FLAGATTN_HOST_DEVICE constexpr KeyRange keys_of_any_row(int64_t first, int64_t last) const {
+    return cut(shape.keys_of_any_row(first, last), first, last);
+  }
+  FLAGATTN_HOST_DEVICE constexpr KeyRange keys_of_every_row(int64_t first, int64_t last) const {
+    return cut(shape.keys_of_every_row(first, last), last, first);
+  }
+
+  // As MaskShape::diagonals().
+  FLAGATTN_HOST_DEVICE constexpr KeyRange diagonals() const {
+    const KeyRange all = shape.diagonals();
+    if (part == KeyPart::kAll) return all;
+    const int64_t aligned = shape.seqlen_k - shape.seqlen_q;
+    // Compared before they are subtracted: a threshold may be any number.
+    const int64_t border = dist_threshold > aligned + shape.seqlen_q        ? -shape.seqlen_q
+                           : dist_threshold <= aligned + 1 - shape.seqlen_k ? shape.seqlen_k
+                                                                            : aligned - dist_threshold + 1;
+    return part == KeyPart::kNear ? intersection(all, {border, all.end}) : intersection(all, {all.begin, border});
+  }
+
+ private:
+  // Rows whose far keys end first and last among those that count for an interval's begin and for its end.
+  FLAGATTN_HOST_DEVICE constexpr KeyRange cut(const KeyRange& keys, int64_t row_of_begin, int64_t row_of_end) const {
+    if (part == KeyPart::kNear) {
+      return intersection(keys, {shape.far_end(row_of_begin, dist_threshold), shape.seqlen_k});
+    }
+    if (part == KeyPart::kFar) return intersection(keys, {0, shape.far_end(row_of_end, dist_threshold)});
+    return keys;
+  }
+};
+
 }  // namespace flagattn

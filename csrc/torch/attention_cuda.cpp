@@ -12,37 +12,39 @@ namespace flagattn {
 namespace {
 
 // Rows behind the last packed sequence are the kernel's to clear: their number is known on the device only.
+std::tuple<Tensor, Tensor> run_forward(const AttentionArgs& args) {
+  AttentionParams params = checked_params(args);
+  const torch::stable::accelerator::DeviceGuard on_device(args.q.get_device_index());
+  Tensor out = empty_out(params, args.q);
+  Tensor lse = empty_lse(params, args.q);
+  params.out = heads_output(out);
+  params.lse = rows_output(lse);
+  check(sm80::run_attention_forward(params, current_cuda_stream(args.q.get_device_index())), args.op);
+  return {std::move(out), std::move(lse)};
+}
+
 std::tuple<Tensor, Tensor> attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
     const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
     int64_t window_left, int64_t window_right, double softcap, const std::optional<Tensor>& bias,
     const std::optional<Tensor>& keep, const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
     const std::optional<Tensor>& rng_state, double dropout_p) {
-  const AttentionArgs args{"attention_forward",
-                           q,
-                           k,
-                           v,
-                           nullptr,
-                           nullptr,
-                           cu_seqlens_q,
-                           cu_seqlens_k,
-                           max_seqlen_q,
-                           max_seqlen_k,
-                           /*dist_threshold=*/0,
-                           softmax_scale,
-                           window_left,
-                           window_right,
-                           softcap,
-                           ScoreArgs{pointer_to(bias), pointer_to(keep), pointer_to(alibi_slopes), pointer_to(sinks),
-                                     pointer_to(rng_state), dropout_p}};
-  AttentionParams params = checked_params(args);
-  const torch::stable::accelerator::DeviceGuard on_device(q.get_device_index());
-  Tensor out = empty_out(params, q);
-  Tensor lse = empty_lse(params, q);
-  params.out = heads_output(out);
-  params.lse = rows_output(lse);
-  check(sm80::run_attention_forward(params, current_cuda_stream(q.get_device_index())), args.op);
-  return {std::move(out), std::move(lse)};
+  return run_forward({"attention_forward", q, k, v, nullptr, nullptr, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+                      max_seqlen_k,
+                      /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap,
+                      ScoreArgs{pointer_to(bias), pointer_to(keep), pointer_to(alibi_slopes), pointer_to(sinks),
+                                pointer_to(rng_state), dropout_p}});
+}
+
+std::tuple<Tensor, Tensor> piecewise_forward(const Tensor& q1, const Tensor& k1, const Tensor& q2, const Tensor& k2,
+                                             const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
+                                             const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
+                                             int64_t max_seqlen_k, int64_t dist_threshold, double softmax_scale,
+                                             int64_t window_left, int64_t window_right, double softcap,
+                                             const std::optional<Tensor>& sinks) {
+  return run_forward({"piecewise_forward", q1, k1, v, &q2, &k2, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                      dist_threshold, softmax_scale, window_left, window_right, softcap,
+                      ScoreArgs{.sinks = pointer_to(sinks)}});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
@@ -53,18 +55,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   fail("attention_backward", "dout is on a CUDA device; the backward runs on the CPU only so far.");
 }
 
-std::tuple<Tensor, Tensor> piecewise_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                             const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t,
-                                             int64_t, int64_t, double, int64_t, int64_t, double,
-                                             const std::optional<Tensor>&) {
-  fail("piecewise_forward", "q1 is on a CUDA device; piecewise attention runs on the CPU only so far.");
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(
     const Tensor&, const std::optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t,
     int64_t, int64_t, double, int64_t, int64_t, double, const std::optional<Tensor>&) {
-  fail("piecewise_backward", "dout is on a CUDA device; piecewise attention runs on the CPU only so far.");
+  fail("piecewise_backward", "dout is on a CUDA device; its backward runs on the CPU only so far.");
 }
 
 }  // namespace

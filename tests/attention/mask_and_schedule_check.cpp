@@ -31,6 +31,35 @@ bool sees(const MaskShape& shape, int64_t row, int64_t key) {
 
 bool contains(const KeyRange& range, int64_t key) { return range.begin <= key && key < range.end; }
 
+// The near and the far part of a mask: together all of it, element by element, and as ranges of several rows.
+void check_parts(const MaskShape& shape, int64_t threshold) {
+  const KeyRange all = shape.diagonals();
+  for (const KeyPart part : {KeyPart::kNear, KeyPart::kFar}) {
+    const PartShape parts{shape, part, threshold};
+    const KeyRange diagonals = parts.diagonals();
+    const auto belongs = [&](int64_t row, int64_t key) {
+      const bool is_far = row + shape.seqlen_k - shape.seqlen_q - key >= threshold;
+      return sees(shape, row, key) && is_far == (part == KeyPart::kFar);
+    };
+    expect(diagonals.begin >= all.begin && diagonals.end <= all.end, "PartShape::diagonals stays inside the mask's");
+    for (int64_t first = 0; first < shape.seqlen_q; ++first) {
+      for (int64_t last = first; last < shape.seqlen_q; ++last) {
+        const KeyRange any = parts.keys_of_any_row(first, last), every = parts.keys_of_every_row(first, last);
+        for (int64_t key = 0; key < shape.seqlen_k; ++key) {
+          bool some = false, each = true;
+          for (int64_t row = first; row <= last; ++row) {
+            some |= belongs(row, key);
+            each &= belongs(row, key);
+          }
+          if (first == last) expect(contains(diagonals, key - first) == some, "PartShape::diagonals");
+          expect(contains(any, key) || !some, "PartShape::keys_of_any_row");
+          expect(contains(every, key) == each, "PartShape::keys_of_every_row");
+        }
+      }
+    }
+  }
+}
+
 // Intervals of rows and of ranges of rows, and the piecewise border.
 void check_masks() {
   constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
@@ -39,6 +68,9 @@ void check_masks() {
       for (int64_t left : {int64_t{-1}, int64_t{0}, int64_t{1}, int64_t{3}, int64_t{20}, kHuge}) {
         for (int64_t right : {int64_t{-1}, int64_t{0}, int64_t{2}, int64_t{20}, kHuge}) {
           const MaskShape shape{seqlen_q, seqlen_k, {left, right}};
+          for (int64_t threshold : {-kHuge, int64_t{-8}, int64_t{-1}, int64_t{0}, int64_t{2}, int64_t{9}, kHuge}) {
+            check_parts(shape, threshold);
+          }
           for (int64_t first = 0; first < seqlen_q; ++first) {
             const KeyRange keys = shape.keys_of_row(first);
             expect(keys.begin >= 0 && keys.end <= seqlen_k, "keys_of_row stays inside the sequence");

@@ -10,6 +10,8 @@ import torch
 import flagattn
 from flagattn.testing import (
     DENSE_CASES,
+    PIECEWISE_CASES,
+    SCORE_CASES,
     VARLEN_CASES,
     AttentionCase,
     assert_all_close_to_oracle,
@@ -19,7 +21,8 @@ from flagattn.testing import (
 )
 from tests.host_exec import kernels
 
-CASES = [case for case in (*DENSE_CASES, *VARLEN_CASES) if kernels.supported_by_sm80(case)]
+ALL_CASES = (*DENSE_CASES, *VARLEN_CASES, *PIECEWISE_CASES, *SCORE_CASES)
+CASES = [case for case in ALL_CASES if kernels.supported_by_sm80(case)]
 DTYPES = [torch.bfloat16, torch.float16]
 
 pytestmark = pytest.mark.gpu

@@ -72,7 +72,8 @@ def test_registers_and_spills_are_the_tables() -> None:
 
 def shared_bytes(kernel: str) -> int:
     assert kernel.startswith("attention/cuda/sm80/forward_instance"), f"say how much shared memory {kernel} takes"
-    return kernels.host_exec_module().attention_forward_sm80_tile(int(kernel.rsplit("_", 1)[1]))[2]
+    _, head_dim, terms = kernel.rsplit("_", 2)
+    return kernels.host_exec_module().attention_forward_sm80_tile(int(head_dim), terms == "true")[2]
 
 
 def test_shared_memory_is_the_tables_and_two_blocks_fit() -> None:

@@ -55,7 +55,35 @@ def attention_params(case: AttentionCase, inputs: AttentionInputs, out: Tensor, 
     params.softcap = case.softcap
     left, right = case.window_size
     params.mask = module.MaskParams(left, 0 if case.causal else right)
+    if case.dist_threshold is not None:
+        params.q2, params.k2 = heads_view(inputs.operands["q2"]), heads_view(inputs.operands["k2"])
+        params.dist_threshold = case.dist_threshold
+    add_score_params(case, inputs, params)
     return params
+
+
+def add_score_params(case: AttentionCase, inputs: AttentionInputs, params: Any) -> None:
+    """What joins the scores; the caller keeps the tensors of `inputs`."""
+    module = host_exec_module()
+    bias, slopes = inputs.operands.get("bias"), inputs.alibi_slopes
+    if bias is not None:
+        params.bias, params.bias_dtype = scores_view(bias), getattr(module.DType, str(bias.dtype)[6:])
+    if inputs.keep is not None:
+        params.keep = scores_view(inputs.keep)
+    if slopes is not None:
+        params.alibi = module.AlibiParams(slopes.data_ptr(), slopes.stride(0) if slopes.dim() == 2 else 0)
+    if case.sinks:
+        inputs.operands["sinks"] = inputs.operands["sinks"].float()  # as the public functions pass them
+        params.sinks = inputs.operands["sinks"].data_ptr()
+    if case.dropout_p > 0.0:
+        assert inputs.rng_state is not None
+        words = math.ceil(case.dropout_p * 2.0**32)
+        params.dropout = module.DropoutParams(inputs.rng_state.data_ptr(), words - 1, 1 / (1 - case.dropout_p))
+
+
+def scores_view(tensor: Tensor) -> object:
+    strides = (0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return host_exec_module().ScoresView(tensor.data_ptr(), *strides)
 
 
 def attention_forward_sm80(case: AttentionCase, inputs: AttentionInputs) -> dict[str, Tensor]:
@@ -69,7 +97,7 @@ def attention_forward_sm80(case: AttentionCase, inputs: AttentionInputs) -> dict
 
 
 def supported_by_sm80(case: AttentionCase) -> bool:
-    """Head dims in multiples of 8 up to 128 and operands on 16-byte borders; the rest raises (test_refusals)."""
+    """Head dims in multiples of 8 up to 256 and operands on 16-byte borders; the rest raises (test_refusals)."""
     dims = (case.head_dim, case.value_dim)
     aligned = {"contiguous", "heads_outside", "interleaved_rows"}
-    return max(dims) <= 128 and all(dim % 8 == 0 for dim in dims) and aligned.issuperset(case.layouts[:3])
+    return all(dim <= 256 and dim % 8 == 0 for dim in dims) and aligned.issuperset(case.layouts[:3])

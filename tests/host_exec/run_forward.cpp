@@ -2,8 +2,8 @@
 // AddressSanitizer and with ThreadSanitizer, and with planted faults; driven by the pytest files beside it.
 //
 //   run_forward dtype=bf16 head_dim=64 heads_q=4 heads_k=2 lengths=33:70,128:64 [packed=1] [right=0] [left=17]
-//   [softcap=0]
-//               [scale=0.125] [seed=0] [copies=lazy] [workers=1] [fault=missing_barrier]
+//   [softcap=0] [scale=0.125] [threshold=30] [bias=1] [keep=1] [alibi=1] [sinks=1] [dropout=0.3]
+//               [seed=0] [copies=lazy] [workers=1] [fault=missing_barrier]
 //
 // Prints the largest errors relative to the rule's bound; exits with 1 if one exceeds it, with 2 if the runner stopped
 // the kernel, and with a sanitizer's own status if that reported.
@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "arch/philox.h"
 #include "arch/planted_fault.h"
 #include "arch/ptx/math.cuh"
 #include "attention/cuda/sm80/forward.h"
@@ -32,6 +33,9 @@ struct Problem {
   std::vector<int64_t> lengths_q, lengths_k;  // per sequence; dense problems have one length for all
   MaskParams mask;
   float softcap = 0.0f, scale = 0.0f;
+  bool piecewise = false, bias = false, keep = false, alibi = false, sinks = false;
+  int64_t dist_threshold = 0;
+  float dropout = 0.0f;
 
   int64_t batch() const { return static_cast<int64_t>(lengths_q.size()); }
 };
@@ -89,25 +93,86 @@ struct Solution {
   double lse;
 };
 
-Solution reference_row(const Problem& p, const Operand& q, const Operand& k, const Operand& v, int64_t row_q,
-                       int64_t first_k, int64_t head, const KeyRange& keys) {
-  const int64_t head_k = head / (p.heads_q / p.heads_k);
+// What joins the scores, each exactly as large as it must be. Bias and mask are (heads_q, longest_q, longest_k).
+struct Terms {
+  std::vector<float> bias, slopes, sinks;
+  std::vector<uint8_t> keep;
+  int64_t rng_state[2] = {0x123456789abcdef, 77};
+  int64_t longest_q, longest_k;
+
+  Terms(const Problem& p, int64_t longest_q, int64_t longest_k, std::mt19937& random)
+      : longest_q(longest_q), longest_k(longest_k) {
+    std::normal_distribution<float> normal;
+    const int64_t scores = p.heads_q * longest_q * longest_k;
+    for (int64_t i = 0; p.bias && i < scores; ++i) bias.push_back(normal(random));
+    for (int64_t i = 0; p.keep && i < scores; ++i) keep.push_back(random() % 3 != 0);
+    for (int64_t i = 0; p.alibi && i < p.heads_q; ++i) slopes.push_back(0.05f * static_cast<float>(i + 1));
+    for (int64_t i = 0; p.sinks && i < p.heads_q; ++i) sinks.push_back(normal(random));
+  }
+
+  void add_to(const Problem& p, AttentionParams& params) {
+    const int64_t row = longest_k, head = longest_q * longest_k;
+    if (p.bias) params.bias = {bias.data(), 0, head, row, 1};
+    if (p.keep) params.keep = {keep.data(), 0, head, row, 1};
+    if (p.alibi) params.alibi = {slopes.data(), 0};
+    if (p.sinks) params.sinks = sinks.data();
+    if (p.dropout > 0.0f) params.dropout = {rng_state, last_dropped(p), 1.0f / (1.0f - p.dropout)};
+  }
+  static uint32_t last_dropped(const Problem& p) {
+    return static_cast<uint32_t>(std::ceil(static_cast<double>(p.dropout) * 4294967296.0) - 1.0);
+  }
+
+  // Of the score at (head, row, key).
+  int64_t place(int64_t head, int64_t row, int64_t key) const { return (head * longest_q + row) * longest_k + key; }
+  bool drops(const Problem& p, int64_t sequence, int64_t head, int64_t row, int64_t key) const {
+    const uint64_t seed = rng_state[0], stream = rng_state[1] + sequence * p.heads_q + head;
+    const PhiloxWords words =
+        philox(static_cast<uint32_t>(key / 4), static_cast<uint32_t>(row), static_cast<uint32_t>(stream),
+               static_cast<uint32_t>(stream >> 32), static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+    return p.dropout > 0.0f && words.word[key % 4] <= last_dropped(p);
+  }
+};
+
+struct Row {
+  int64_t sequence, row, head;
+  int64_t first_q, first_k;  // of the sequence
+  MaskShape shape;
+};
+
+struct Pair {
+  const Operand& q;
+  const Operand& k;
+};
+
+Solution reference_row(const Problem& p, const Pair& near, const Pair& far, const Operand& v, const Terms& terms,
+                       const Row& at) {
+  const int64_t head = at.head, head_k = head / (p.heads_q / p.heads_k), row_q = at.first_q + at.row;
+  const int64_t first_k = at.first_k, aligned = at.row + at.shape.seqlen_k - at.shape.seqlen_q;
+  const KeyRange keys = at.shape.keys_of_row(at.row);
   Solution solution{std::vector<double>(p.head_dim_v, 0.0), -INFINITY};
   std::vector<double> scores;
   double highest = -INFINITY, sum = 0.0;
   for (int64_t j = keys.begin; j < keys.end; ++j) {
     double score = 0.0;
+    const auto& [q, k] = p.piecewise && aligned - j >= p.dist_threshold ? far : near;
     for (int64_t d = 0; d < p.head_dim; ++d) {
       score += widen(p.dtype, q.row(row_q, head)[d]) * widen(p.dtype, k.row(first_k + j, head_k)[d]);
     }
     score *= p.scale;
     if (p.softcap > 0.0f) score = p.softcap * std::tanh(score / p.softcap);
+    if (p.bias) score += terms.bias[terms.place(head, at.row, j)];
+    if (p.alibi) score -= terms.slopes[head] * std::fabs(static_cast<double>(aligned - j));
+    if (p.keep && terms.keep[terms.place(head, at.row, j)] == 0) score = -INFINITY;
     scores.push_back(score);
     highest = std::fmax(highest, score);
   }
-  for (size_t i = 0; i < scores.size(); ++i) {
-    const double weight = std::exp(scores[i] - highest);
+  if (p.sinks) highest = std::fmax(highest, terms.sinks[head]);
+  if (p.sinks) sum = std::exp(terms.sinks[head] - highest);
+  for (size_t i = 0; i < scores.size() && highest > -INFINITY; ++i) {
+    double weight = std::exp(scores[i] - highest);
     sum += weight;
+    weight *=
+        terms.drops(p, at.sequence, head, at.row, keys.begin + static_cast<int64_t>(i)) ? 0.0 : 1.0 / (1.0 - p.dropout);
     for (int64_t d = 0; d < p.head_dim_v; ++d) {
       solution.out[d] += weight * widen(p.dtype, v.row(first_k + keys.begin + static_cast<int64_t>(i), head_k)[d]);
     }
@@ -131,8 +196,10 @@ int run(const Problem& p) {
   const int64_t total_q = cu_q.back(), total_k = cu_k.back();
   std::mt19937 random(7);
   Operand q(total_q, p.heads_q, p.head_dim), k(total_k, p.heads_k, p.head_dim), v(total_k, p.heads_k, p.head_dim_v);
+  Operand q2(p.piecewise ? total_q : 0, p.heads_q, p.head_dim), k2(p.piecewise ? total_k : 0, p.heads_k, p.head_dim);
   Operand out(total_q, p.heads_q, p.head_dim_v);
-  for (Operand* operand : {&q, &k, &v}) operand->fill(p.dtype, random);
+  for (Operand* operand : {&q, &k, &v, &q2, &k2}) operand->fill(p.dtype, random);
+  Terms terms(p, longest_q, longest_k, random);
   std::vector<float> lse(total_q * p.heads_q, NAN);
 
   AttentionParams params;
@@ -158,6 +225,12 @@ int run(const Problem& p) {
   params.softmax_scale = p.scale;
   params.softcap = p.softcap;
   params.mask = p.mask;
+  if (p.piecewise) {
+    params.q2 = q2.view(longest_q);
+    params.k2 = k2.view(longest_k);
+    params.dist_threshold = p.dist_threshold;
+  }
+  terms.add_to(p, params);
   const Status status = sm80::run_attention_forward(params, {});
   if (!status.ok()) {
     std::printf("stopped: %s\n", status.message.c_str());
@@ -173,7 +246,7 @@ int run(const Problem& p) {
     for (int64_t head = 0; head < p.heads_q; ++head) {
       for (int64_t i = 0; i < p.lengths_q[b]; ++i) {
         const int64_t row = cu_q[b] + i;
-        const Solution expected = reference_row(p, q, k, v, row, cu_k[b], head, shape.keys_of_row(i));
+        const Solution expected = reference_row(p, {q, k}, {q2, k2}, v, terms, {b, i, head, cu_q[b], cu_k[b], shape});
         for (int64_t d = 0; d < p.head_dim_v; ++d) {
           errors.add_out(std::fabs(widen(p.dtype, out.row(row, head)[d]) - expected.out[d]));
           largest = std::fmax(largest, std::fabs(expected.out[d]));
@@ -197,6 +270,7 @@ Fault fault_named(const std::string& name) {
   const std::map<std::string, Fault> faults = {
       {"", Fault::kNone},
       {"missing_barrier", Fault::kMissingBarrier},
+      {"missing_part_barrier", Fault::kMissingPartBarrier},
       {"missing_copy_wait", Fault::kMissingCopyWait},
       {"early_slot_release", Fault::kEarlySlotRelease},
       {"wrong_swizzle", Fault::kWrongSwizzle},
@@ -230,6 +304,13 @@ Problem parse(int argc, char** argv) {
   p.mask = {static_cast<int64_t>(number("left", -1)), static_cast<int64_t>(number("right", -1))};
   p.softcap = static_cast<float>(number("softcap", 0));
   p.scale = static_cast<float>(number("scale", 1 / std::sqrt(static_cast<double>(p.head_dim))));
+  p.piecewise = given.count("threshold") != 0;
+  p.dist_threshold = static_cast<int64_t>(number("threshold", 0));
+  p.bias = number("bias", 0) != 0;
+  p.keep = number("keep", 0) != 0;
+  p.alibi = number("alibi", 0) != 0;
+  p.sinks = number("sinks", 0) != 0;
+  p.dropout = static_cast<float>(number("dropout", 0));
   const std::string lengths = given.count("lengths") ? given["lengths"] : "64:64";
   for (const char* cursor = lengths.c_str(); *cursor != '\0';) {
     char* end;

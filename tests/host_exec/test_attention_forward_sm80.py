@@ -10,6 +10,8 @@ import torch
 
 from flagattn.testing import (
     DENSE_CASES,
+    PIECEWISE_CASES,
+    SCORE_CASES,
     VARLEN_CASES,
     AttentionCase,
     assert_all_close_to_oracle,
@@ -23,6 +25,15 @@ OWN_CASES = (
     AttentionCase("aligned_layouts", 77, 141, batch=2, heads_q=4, causal=True, layouts=(OUTSIDE, INTERLEAVED) * 2),
     AttentionCase("aligned_layouts_dim_40", 70, 70, batch=2, head_dim=40, head_dim_v=24, layouts=(INTERLEAVED,) * 4),
     AttentionCase("dim_128_gqa", 150, 200, heads_q=6, head_dim=128, causal=True),
+    AttentionCase("dim_96_window", 150, 200, head_dim=96, window_size=(50, 30), layouts=(OUTSIDE,) * 4),
+    AttentionCase("dim_192_long", 150, 300, head_dim=192, causal=True, softcap=7.0),
+    AttentionCase("dim_256_long", 130, 200, heads_q=4, head_dim=256, causal=True, layouts=(INTERLEAVED,) * 4),
+    AttentionCase("terms_dim_96", 70, 90, head_dim=96, bias="1hqk", keep="b11k", batch=2, dropout_p=0.2),
+    AttentionCase("terms_dim_128", 70, 150, head_dim=128, bias="bhqk", keep="11qk", alibi="h", sinks=True),
+    AttentionCase("terms_dim_192", 67, 90, head_dim=192, alibi="h", keep="bhqk", dropout_p=0.5, softcap=4.0),
+    AttentionCase("terms_dim_256", 67, 70, head_dim=256, bias="1hqk", keep="b11k", alibi="h", causal=True),
+    AttentionCase("piecewise_dim_96", 203, 203, head_dim=96, dist_threshold=70, causal=True),
+    AttentionCase("piecewise_dim_192", 90, 150, head_dim=192, dist_threshold=33, window_size=(80, 4)),
     AttentionCase(
         "unused_rows_behind",
         lengths=((50, 60), (31, 20)),
@@ -31,7 +42,8 @@ OWN_CASES = (
         layouts=(INTERLEAVED,) * 4,
     ),
 )
-CASES = [case for case in (*DENSE_CASES, *VARLEN_CASES, *OWN_CASES) if kernels.supported_by_sm80(case)]
+ALL_CASES = (*DENSE_CASES, *VARLEN_CASES, *PIECEWISE_CASES, *SCORE_CASES, *OWN_CASES)
+CASES = [case for case in ALL_CASES if kernels.supported_by_sm80(case)]
 SCHEDULES = [{"seed": seed, "copies": copies} for seed, copies in product((0, 1, 2), ("eager", "lazy", "random"))]
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -80,9 +92,9 @@ def test_wrong_offsets_reach_no_memory_outside() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"head_dim": 59}, "q has head dimension 59; attention on CUDA supports multiples of 8 from 8 to 128"),
-        ({"head_dim": 160}, "q has head dimension 160; "),
-        ({"head_dim_v": 256}, "v has head dimension 256; "),
+        ({"head_dim": 59}, "q has head dimension 59; attention on CUDA supports multiples of 8 from 8 to 256"),
+        ({"head_dim": 264}, "q has head dimension 264; "),
+        ({"head_dim_v": 272}, "v has head dimension 272; "),
         ({"layouts": ("odd_offset", *("contiguous",) * 3)}, "q does not start at, or step in, multiples of 16 bytes"),
         ({"layouts": ("contiguous", "padded", *("contiguous",) * 2)}, "k does not start at"),
     ],
@@ -93,7 +105,7 @@ def test_refusals(fields: dict, message: str) -> None:
         kernels.attention_forward_sm80(case, make_inputs(case, torch.bfloat16))
 
 
-def test_refuses_float32_and_piecewise() -> None:
+def test_refuses_float32() -> None:
     case = AttentionCase("refused", 20, 20)
     with pytest.raises(RuntimeError, match="q has dtype float32; attention on CUDA supports bfloat16 and float16"):
         kernels.attention_forward_sm80(case, make_inputs(case, torch.float32))
@@ -104,7 +116,8 @@ def test_refuses_float32_and_piecewise() -> None:
 
 def visible_tiles(case: AttentionCase) -> int:
     """Tiles of keys that some row of a tile of queries sees, by brute force over elements."""
-    block_m, block_n, _ = kernels.host_exec_module().attention_forward_sm80_tile(case.head_dim)
+    terms = bool(case.bias or case.keep or case.alibi or case.dropout_p)
+    block_m, block_n, _ = kernels.host_exec_module().attention_forward_sm80_tile(case.head_dim, terms)
     left, right = case.window_size
     aligned = torch.arange(case.seqlen_q)[:, None] + case.seqlen_k - case.seqlen_q - torch.arange(case.seqlen_k)
     seen = torch.ones_like(aligned, dtype=torch.bool)
@@ -112,18 +125,31 @@ def visible_tiles(case: AttentionCase) -> int:
         seen &= aligned <= left
     if case.causal or right >= 0:
         seen &= aligned >= (0 if case.causal else -right)
+    parts = [seen]
+    if case.dist_threshold is not None:
+        parts = [seen & (aligned < case.dist_threshold), seen & (aligned >= case.dist_threshold)]
     count = sum(
-        bool(seen[m : m + block_m, n : n + block_n].any())
+        bool(part[m : m + block_m, n : n + block_n].any())
+        for part in parts
         for m in range(0, case.seqlen_q, block_m)
         for n in range(0, case.seqlen_k, block_n)
     )
     return count * case.batch * case.heads_q
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 @pytest.mark.parametrize(
     "mask",
-    [{}, {"causal": True}, {"window_size": (40, 0)}, {"window_size": (30, 200)}, {"window_size": (-1, 5)}],
+    [
+        {},
+        {"causal": True},
+        {"window_size": (40, 0)},
+        {"window_size": (30, 200)},
+        {"window_size": (-1, 5)},
+        {"causal": True, "alibi": "h"},
+        {"causal": True, "dist_threshold": 100},
+        {"dist_threshold": -70},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(256, 256), (130, 400), (300, 70)])
@@ -134,7 +160,7 @@ def test_work_is_what_the_mask_leaves(seqlen_q: int, seqlen_k: int, mask: dict, 
     kernels.set_schedule()
     kernels.attention_forward_sm80(case, inputs)
     done = kernels.counters()
-    block_m, block_n, _ = kernels.host_exec_module().attention_forward_sm80_tile(head_dim)
+    block_m, block_n, _ = kernels.host_exec_module().attention_forward_sm80_tile(head_dim, "alibi" in mask)
     tiles = visible_tiles(case)
     products_per_tile = 2 * (block_m * block_n * head_dim) // (16 * 8 * 16)
     assert done["instructions"]["matrix_product"] == tiles * products_per_tile
@@ -143,9 +169,12 @@ def test_work_is_what_the_mask_leaves(seqlen_q: int, seqlen_k: int, mask: dict, 
     assert done["global_bytes_written"] == seqlen_q * head_dim * 2
     # Rows of 128 or 256 bytes are read and written in whole sectors.
     assert done["global_sectors_written"] == done["global_bytes_written"] // 32
-    assert done["global_sectors_read"] == done["global_bytes_read"] // 32
-    # Queries once, keys and values once per tile of queries, nothing for rows that do not exist.
-    assert done["global_bytes_read"] <= seqlen_q * head_dim * 2 + tiles * 2 * block_n * head_dim * 2
+    if "alibi" not in mask:
+        assert done["global_sectors_read"] == done["global_bytes_read"] // 32
+    # Queries once (piecewise: both), keys and values once per tile of queries, nothing for rows that do not exist.
+    queries = seqlen_q * head_dim * 2 * (2 if "dist_threshold" in mask else 1)
+    slopes = 4 * 128 * -(-seqlen_q // block_m) if "alibi" in mask else 0  # every thread reads its head's
+    assert done["global_bytes_read"] <= queries + tiles * 2 * block_n * head_dim * 2 + slopes
     if not mask:
         query_tiles = -(-seqlen_q // block_m)
         assert done["global_bytes_read"] == (seqlen_q + query_tiles * 2 * seqlen_k) * head_dim * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from tests.host_exec.builds import run_program
@@ -11,6 +13,9 @@ PROBLEMS = (
     "dtype=fp16 head_dim=128 heads_q=2 heads_k=2 lengths=131:150",
     "dtype=fp16 head_dim=64 heads_q=4 heads_k=2 lengths=130:190,65:65,0:5,7:0,90:33 packed=1 right=0",
     "dtype=bf16 head_dim=80 head_dim_v=40 heads_q=2 heads_k=2 lengths=129:140 left=20 right=3 softcap=5",
+    "dtype=bf16 head_dim=64 heads_q=2 heads_k=2 lengths=70:131 bias=1 keep=1 alibi=1 sinks=1 dropout=0.3",
+    "dtype=fp16 head_dim=192 heads_q=2 heads_k=1 lengths=70:101 right=0 bias=1 dropout=0.5",
+    "dtype=bf16 head_dim=96 heads_q=1 heads_k=1 lengths=130:201 right=0 threshold=77 sinks=1",
 )
 
 
@@ -26,10 +31,13 @@ def test_no_report(build: str, problem: str, schedule: str) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 
 
+PROBLEM_OF_FAULTS = "dtype=bf16 head_dim=64 lengths=100:190,5:0 packed=1 right=0"
+
 # Fault -> the builds that must catch it, with what they say. A race may by luck give right numbers, and a stray access
 # may hit memory that exists: some faults are certain in one build only.
 FAULTS = {
     "missing_barrier": {"tsan": "data race"},
+    "missing_part_barrier": {"tsan": "data race"},
     "missing_copy_wait": {"plain": "without having waited for its cp.async", "tsan": "data race"},
     "early_slot_release": {"tsan": "data race"},
     "missing_warp_sync": {"tsan": "data race"},
@@ -44,7 +52,8 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, builds in FAULTS.items() for build in builds])
 def test_planted_fault_is_caught(fault: str, build: str) -> None:
-    problem = "dtype=bf16 head_dim=64 lengths=100:190,5:0 packed=1 right=0"
+    # Two tiles of near keys: the first far values go where the last near ones are read.
+    problem = PROBLEM_OF_FAULTS + (" threshold=20" if fault == "missing_part_barrier" else "")
     done = run_program("run_forward", build, *problem.split(), f"fault={fault}")
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
     assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
@@ -53,9 +62,8 @@ def test_planted_fault_is_caught(fault: str, build: str) -> None:
 
 
 def test_the_problem_of_the_faults_is_right_without_one() -> None:
-    problem = "dtype=bf16 head_dim=64 lengths=100:190,5:0 packed=1 right=0"
-    for build in ("plain", "asan", "tsan"):
-        done = run_program("run_forward", build, *problem.split())
+    for build, more in product(("plain", "asan", "tsan"), ("", " threshold=20")):
+        done = run_program("run_forward", build, *(PROBLEM_OF_FAULTS + more).split())
         assert done.returncode == 0, done.stdout[:4000]
 
 

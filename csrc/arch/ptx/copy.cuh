@@ -131,10 +131,11 @@ FLAGATTN_DEVICE void store_shared(SharedAddress destination, const Value& value)
 #endif
 }
 
-// Reads 4 bytes of global memory (ld.global).
+// Reads a value of 1, 2, 4 or 8 bytes of global memory, at a multiple of its size (ld.global).
 template <typename Value>
 FLAGATTN_DEVICE Value load_global(const Value* source) {
-  static_assert(std::is_trivially_copyable_v<Value> && sizeof(Value) == 4);
+  static_assert(std::is_trivially_copyable_v<Value> && sizeof(Value) <= 8 &&
+                (sizeof(Value) & (sizeof(Value) - 1)) == 0);
 #if FLAGATTN_ON_GPU
   return *source;
 #else
@@ -144,10 +145,10 @@ FLAGATTN_DEVICE Value load_global(const Value* source) {
 #endif
 }
 
-// Writes 4 bytes of global memory (st.global).
+// Writes a value of 4 or 8 bytes to global memory, at a multiple of its size (st.global).
 template <typename Value>
 FLAGATTN_DEVICE void store_global(Value* destination, Value value) {
-  static_assert(std::is_trivially_copyable_v<Value> && sizeof(Value) == 4);
+  static_assert(std::is_trivially_copyable_v<Value> && (sizeof(Value) == 4 || sizeof(Value) == 8));
 #if FLAGATTN_ON_GPU
   *destination = value;
 #else

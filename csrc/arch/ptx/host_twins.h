@@ -30,7 +30,7 @@ void cp_async(uint32_t destination, const void* source, int bytes, bool in_range
 void cp_async_commit();
 void cp_async_wait(int groups_left);
 
-// Plain accesses to 4, 8 or 16 bytes, at multiples of as many.
+// Plain accesses to 1, 2, 4, 8 or 16 bytes, at multiples of as many.
 void shared_read(void* value, uint32_t address, int bytes);
 void shared_write(uint32_t address, const void* value, int bytes);
 void global_read(void* value, const void* source, int bytes);

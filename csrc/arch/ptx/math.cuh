@@ -44,6 +44,26 @@ FLAGATTN_DEVICE float log2_approx(float x) {
 #endif
 }
 
+// The same number as a float (cvt.f32.f16; of bfloat16 its bits are the upper half).
+FLAGATTN_DEVICE float widen(float value) { return value; }
+FLAGATTN_DEVICE float widen(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+FLAGATTN_DEVICE float widen(Float16 value) {
+#if FLAGATTN_ON_GPU
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+#else
+  _Float16 half;
+  std::memcpy(&half, &value.bits, sizeof half);
+  return static_cast<float>(half);
+#endif
+}
+
 // Rounds two floats to the nearest Element and packs them, `low` into the low half (cvt.rn.bf16x2.f32,
 // cvt.rn.f16x2.f32).
 template <typename Element>

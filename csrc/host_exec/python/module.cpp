@@ -6,8 +6,8 @@
 #include <stdexcept>
 
 #include "attention/cuda/sm80/forward.h"
+#include "attention/cuda/sm80/forward_kernel.cuh"
 #include "attention/cuda/sm80/heuristics.h"
-#include "attention/cuda/sm80/traits.cuh"
 #include "attention/params.h"
 #include "host_exec/host_exec.h"
 
@@ -21,11 +21,11 @@ void throw_unless_ok(const Status& status) {
 }
 
 // A pointer field, seen from Python as its address.
-template <typename Pointer, Pointer AttentionParams::* kField>
-void bind_pointer(py::class_<AttentionParams>& bound, const char* name) {
+template <typename Pointer, auto kField, typename Struct>
+void bind_pointer(py::class_<Struct>& bound, const char* name) {
   bound.def_property(
-      name, [](const AttentionParams& p) { return reinterpret_cast<uintptr_t>(p.*kField); },
-      [](AttentionParams& p, uintptr_t address) { p.*kField = reinterpret_cast<Pointer>(address); });
+      name, [](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*kField); },
+      [](Struct& s, uintptr_t address) { s.*kField = reinterpret_cast<Pointer>(address); });
 }
 
 void bind_params(py::module_& m) {
@@ -42,6 +42,18 @@ void bind_params(py::module_& m) {
   py::class_<MaskParams>(m, "MaskParams").def(py::init([](int64_t left, int64_t right) {
     return MaskParams{left, right};
   }));
+
+  py::class_<ScoresView>(m, "ScoresView")
+      .def(py::init([](uintptr_t data, int64_t batch, int64_t head, int64_t row, int64_t key) {
+        return ScoresView{reinterpret_cast<void*>(data), batch, head, row, key};
+      }));
+  py::class_<AlibiParams>(m, "AlibiParams").def(py::init([](uintptr_t slopes, int64_t batch_stride) {
+    return AlibiParams{reinterpret_cast<const float*>(slopes), batch_stride};
+  }));
+  py::class_<DropoutParams>(m, "DropoutParams")
+      .def(py::init([](uintptr_t rng_state, uint32_t last_dropped, float scale) {
+        return DropoutParams{reinterpret_cast<const int64_t*>(rng_state), last_dropped, scale};
+      }));
 
   py::class_<AttentionParams> params(m, "AttentionParams");
   params.def(py::init<>())
@@ -67,6 +79,15 @@ void bind_params(py::module_& m) {
       .def_readwrite("mask", &AttentionParams::mask);
   bind_pointer<const int32_t*, &AttentionParams::cu_seqlens_q>(params, "cu_seqlens_q");
   bind_pointer<const int32_t*, &AttentionParams::cu_seqlens_k>(params, "cu_seqlens_k");
+
+  // What joins the scores.
+  bind_pointer<const float*, &AttentionParams::sinks>(params, "sinks");
+  params.def_readwrite("bias", &AttentionParams::bias)
+      .def_readwrite("bias_dtype", &AttentionParams::bias_dtype)
+      .def_readwrite("keep", &AttentionParams::keep)
+      .def_readwrite("alibi", &AttentionParams::alibi)
+      .def_readwrite("dropout", &AttentionParams::dropout)
+      .def_readwrite("dist_threshold", &AttentionParams::dist_threshold);
 }
 
 void bind_runner(py::module_& m) {
@@ -96,16 +117,35 @@ void bind_runner(py::module_& m) {
   });
 }
 
+template <int kHeadDim>
+size_t forward_shared_bytes(bool terms) {
+  return terms ? sizeof(sm80::ForwardShared<sm80::ForwardTraits<BFloat16, kHeadDim, true>>)
+               : sizeof(sm80::ForwardShared<sm80::ForwardTraits<BFloat16, kHeadDim, false>>);
+}
+
+size_t forward_shared_bytes(int head_dim, bool terms) {
+  switch (head_dim) {
+    case 64:
+      return forward_shared_bytes<64>(terms);
+    case 96:
+      return forward_shared_bytes<96>(terms);
+    case 128:
+      return forward_shared_bytes<128>(terms);
+    case 192:
+      return forward_shared_bytes<192>(terms);
+    default:
+      return forward_shared_bytes<256>(terms);
+  }
+}
+
 void bind_attention(py::module_& m) {
   m.def(
       "attention_forward_sm80",
       [](const AttentionParams& params) { throw_unless_ok(sm80::run_attention_forward(params, {})); },
       py::call_guard<py::gil_scoped_release>());
-  m.def("attention_forward_sm80_tile", [](int head_dim) {
-    const sm80::ForwardTile tile = sm80::forward_tile(head_dim);
-    const size_t shared_bytes = head_dim == 64 ? sizeof(sm80::ForwardTraits<BFloat16, 64>::SharedStorage)
-                                               : sizeof(sm80::ForwardTraits<BFloat16, 128>::SharedStorage);
-    return py::make_tuple(tile.block_m, tile.block_n, shared_bytes);
+  m.def("attention_forward_sm80_tile", [](int head_dim, bool terms) {
+    const sm80::ForwardTile tile = sm80::forward_tile(head_dim, terms);
+    return py::make_tuple(tile.block_m, tile.block_n, forward_shared_bytes(head_dim, terms));
   });
   m.def("attention_forward_sm80_schedule", [](const AttentionParams& params, int block_m) {
     const sm80::ForwardSchedule schedule = sm80::forward_schedule(params, block_m);

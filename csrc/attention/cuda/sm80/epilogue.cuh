@@ -9,7 +9,7 @@ namespace flagattn::sm80 {
 
 // Writes the warp's rows of the output. `staging` is the block's q tile, of which the warp overwrites its own rows.
 template <typename Traits>
-FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const OnlineSoftmax<Traits>& softmax,
+FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const RowResults<Traits>& results,
                                   typename Traits::Element* staging, const HeadRows<typename Traits::Element>& out,
                                   int first_row, int warp, int lane) {
   constexpr int kHeadDim = Traits::kHeadDim;
@@ -17,11 +17,11 @@ FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const OnlineS
   FLAGATTN_UNROLL_ALL
   for (int r = 0; r < Traits::kRowsPerThread; ++r) {
     const int i = r / 2, h = r % 2 * 2;
-    const float inverse = softmax.sum[r] == 0.0f ? 0.0f : ptx::reciprocal_approx(softmax.sum[r]);
+    const float factor = results.factor[r];
     FLAGATTN_UNROLL_ALL
     for (int j = 0; j < kHeadDim / 8; ++j) {
       auto* pair = reinterpret_cast<uint32_t*>(tile + chunk_offset<kHeadDim>(8 * r + lane / 4, j) + lane % 4 * 4);
-      *pair = ptx::pack<typename Traits::Element>(output[i][j][h] * inverse, output[i][j][h + 1] * inverse);
+      *pair = ptx::pack<typename Traits::Element>(output[i][j][h] * factor, output[i][j][h + 1] * factor);
     }
   }
   if (!planted(Fault::kMissingWarpSync)) ptx::sync_warp();
@@ -29,11 +29,12 @@ FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const OnlineS
   constexpr int kChunks = kHeadDim / 8;
   constexpr int kRowsPerPass = ptx::kWarpSize / kChunks;
   const int chunk = lane % kChunks;
+  const bool has_lane = lane < kRowsPerPass * kChunks;  // of a head dim of 96 or 192 some lanes are left over
   FLAGATTN_UNROLL_ALL
   for (int pass = 0; pass < Traits::kRowsPerWarp / kRowsPerPass; ++pass) {
     const int row = pass * kRowsPerPass + lane / kChunks;
     const int64_t out_row = first_row + row;
-    const bool in_range = chunk * 8 < out.columns && (out_row < out.rows || planted(Fault::kStrayWrite));
+    const bool in_range = has_lane && chunk * 8 < out.columns && (out_row < out.rows || planted(Fault::kStrayWrite));
     if (in_range) {
       ptx::store_global_16(out.data + out_row * out.row_stride + chunk * 8,
                            *reinterpret_cast<const ptx::Bytes16*>(tile + chunk_offset<kHeadDim>(row, chunk)));
@@ -43,12 +44,12 @@ FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const OnlineS
 
 // Writes the LSE of the warp's rows; `lse` points at row 0 of the head.
 template <typename Traits>
-FLAGATTN_DEVICE void store_log_sum_exp(const OnlineSoftmax<Traits>& softmax, float exponent_scale, float* lse, int rows,
-                                       int first_row, int lane) {
+FLAGATTN_DEVICE void store_log_sum_exp(const RowResults<Traits>& results, float* lse, int rows, int first_row,
+                                       int lane) {
   FLAGATTN_UNROLL_ALL
   for (int r = 0; r < Traits::kRowsPerThread; ++r) {
     const int row = first_row + 8 * r + lane / 4;
-    if (lane % 4 == 0 && row < rows) lse[row] = softmax.log_sum_exp(r, exponent_scale);
+    if (lane % 4 == 0 && row < rows) lse[row] = results.lse[r];
   }
 }
 

@@ -1,8 +1,10 @@
 // Attention forward: one block takes one tile of query rows of one head and passes its keys and values by.
 #pragma once
 
+#include "attention/cuda/sm80/dropout.cuh"
 #include "attention/cuda/sm80/epilogue.cuh"
 #include "attention/cuda/sm80/products.cuh"
+#include "attention/cuda/sm80/score_terms.cuh"
 #include "attention/cuda/sm80/sequence_rows.cuh"
 #include "attention/cuda/sm80/softmax.cuh"
 #include "attention/cuda/sm80/tile_stream.cuh"
@@ -14,6 +16,59 @@ struct ForwardArguments {
   ForwardSchedule schedule;
   ScoreScale scale;
 };
+
+// The keys of one part that rows of a block see, in tiles, and those that all of them see.
+struct PartPlan {
+  int first_tile;
+  int end_tile;
+  int first_unmasked;
+  int end_unmasked;
+  ElementMask mask;
+
+  FLAGATTN_DEVICE bool is_edge(int first_key, int num_keys) const {
+    return first_key < first_unmasked || first_key + num_keys > end_unmasked;
+  }
+};
+
+// What a block computes once and rarely reads waits in shared memory: the main loop needs the registers. Keys come in
+// one part, or in two: near ones against (q, k), then far ones against (q2, k2).
+struct BlockPlan {
+  ForwardSchedule::Work work;
+  SequenceRows q_rows;
+  SequenceRows k_rows;
+  int first_row;
+  PartPlan parts[2];
+};
+
+template <typename Traits>
+struct ForwardShared : Traits::SharedStorage {
+  BlockPlan plan;
+};
+
+template <typename Traits>
+FLAGATTN_DEVICE PartPlan plan_part(const PartShape& part, int first_row) {
+  const int64_t end_row = first_row + Traits::kBlockM;
+  const int64_t last_row = (end_row < part.shape.seqlen_q ? end_row : part.shape.seqlen_q) - 1;
+  const KeyRange visible = part.keys_of_any_row(first_row, last_row);
+  const KeyRange unmasked = part.keys_of_every_row(first_row, last_row);
+  const int first_tile = static_cast<int>(visible.begin / Traits::kBlockN);
+  return {first_tile, visible.empty() ? first_tile : static_cast<int>((visible.end - 1) / Traits::kBlockN) + 1,
+          static_cast<int>(unmasked.begin), static_cast<int>(unmasked.end), ElementMask::of(part)};
+}
+
+template <typename Traits>
+FLAGATTN_DEVICE BlockPlan plan_block(const AttentionParams& p, const ForwardSchedule::Work& work) {
+  BlockPlan plan;
+  plan.work = work;
+  plan.q_rows = sequence_rows(p.cu_seqlens_q, work.sequence, p.seqlen_q, p.total_q);
+  plan.k_rows = sequence_rows(p.cu_seqlens_k, work.sequence, p.seqlen_k, p.total_k);
+  plan.first_row = work.query_tile * Traits::kBlockM;
+  const MaskShape mask{plan.q_rows.length, plan.k_rows.length, p.mask};
+  const KeyPart first = p.is_piecewise() ? KeyPart::kNear : KeyPart::kAll;
+  plan.parts[0] = plan_part<Traits>({mask, first, p.dist_threshold}, plan.first_row);
+  plan.parts[1] = plan_part<Traits>({mask, KeyPart::kFar, p.dist_threshold}, plan.first_row);
+  return plan;
+}
 
 // Rows behind the last sequence of a packed operand: output 0, LSE -inf. As many as there may be, in strides of all
 // blocks.
@@ -32,7 +87,8 @@ FLAGATTN_KERNEL(Traits::kThreads, 2)
 attention_forward_kernel(FLAGATTN_KERNEL_ARGUMENT ForwardArguments arguments) {
   using Element = typename Traits::Element;
   const AttentionParams& p = arguments.params;
-  auto& shared = ptx::shared_storage<typename Traits::SharedStorage>();
+  auto& shared = ptx::shared_storage<ForwardShared<Traits>>();
+  const BlockPlan& plan = shared.plan;
   const int lane = ptx::thread_index() % ptx::kWarpSize;
   const int warp = ptx::thread_index() / ptx::kWarpSize;
 
@@ -43,54 +99,65 @@ attention_forward_kernel(FLAGATTN_KERNEL_ARGUMENT ForwardArguments arguments) {
     return clear_rows_behind<Element>(p, work.head, work.query_tile * Traits::kThreads + ptx::thread_index(),
                                       arguments.schedule.query_tiles * Traits::kThreads);
   }
-  const SequenceRows q_rows = sequence_rows(p.cu_seqlens_q, work.sequence, p.seqlen_q, p.total_q);
-  const SequenceRows k_rows = sequence_rows(p.cu_seqlens_k, work.sequence, p.seqlen_k, p.total_k);
-  const int first_row = work.query_tile * Traits::kBlockM;
-  if (first_row >= q_rows.length) return;
-  const int head_k = work.head / static_cast<int>(p.heads_q / p.heads_k);
-  const auto q = head_rows<const Element>(p.q, packed, work.sequence, q_rows, work.head, p.head_dim);
-  const auto k = head_rows<const Element>(p.k, packed, work.sequence, k_rows, head_k, p.head_dim);
-  const auto v = head_rows<const Element>(p.v, packed, work.sequence, k_rows, head_k, p.head_dim_v);
+  if (ptx::thread_index() == 0) shared.plan = plan_block<Traits>(p, work);
+  ptx::sync_block();
+  if (plan.first_row >= plan.q_rows.length) return;
 
-  // The keys its rows see, in tiles, and those that all of them see.
-  const MaskShape mask{q_rows.length, k_rows.length, p.mask};
-  const int64_t end_row = first_row + Traits::kBlockM;
-  const int64_t last_row = (end_row < q_rows.length ? end_row : q_rows.length) - 1;
-  const KeyRange visible = mask.keys_of_any_row(first_row, last_row);
-  const KeyRange unmasked = mask.keys_of_every_row(first_row, last_row);
-  const int first_tile = static_cast<int>(visible.begin / Traits::kBlockN);
-  const int end_tile = visible.empty() ? first_tile : static_cast<int>((visible.end - 1) / Traits::kBlockN) + 1;
+  // What joins the scores.
+  const ScoreTerms<Traits> terms(p, work.sequence, work.head, arguments.scale.term_unit);
+  const Dropout<Traits> dropout(p, work.sequence, work.head);
 
-  // Mainloop.
-  const ElementMask element_mask(mask);
-  const int first_unmasked = static_cast<int>(unmasked.begin), end_unmasked = static_cast<int>(unmasked.end);
+  // The parts, one after the other; tiles on the border between them pass twice.
   typename Traits::Output output = {};
   OnlineSoftmax<Traits> softmax;
-  const int warp_row = first_row + warp * Traits::kRowsPerWarp;
-  if (first_tile < end_tile) {
+  const int num_parts = p.is_piecewise() ? 2 : 1;
+  for (int number = 0; number < num_parts; ++number) {
+    const bool is_far = number == 1;
+    const PartPlan& part = plan.parts[number];
+    const int first_tile = part.first_tile, end_tile = part.end_tile;
+    if (first_tile >= end_tile) continue;
+
+    // Queries stay, tiles pass.
+    const int head_k = plan.work.head / static_cast<int>(p.heads_q / p.heads_k);
+    const auto q = head_rows<const Element>(is_far ? p.q2 : p.q, packed, plan.work.sequence, plan.q_rows,
+                                            plan.work.head, p.head_dim);
+    const auto k =
+        head_rows<const Element>(is_far ? p.k2 : p.k, packed, plan.work.sequence, plan.k_rows, head_k, p.head_dim);
+    const auto v = head_rows<const Element>(p.v, packed, plan.work.sequence, plan.k_rows, head_k, p.head_dim_v);
+    if (is_far && !planted(Fault::kMissingPartBarrier)) ptx::sync_block();  // the near part's last readers are done
     const ptx::SharedAddress queries = ptx::shared_address(shared.q);
-    start_loading_tile<Traits::kBlockM, Traits::kHeadDim, Traits::kThreads>(queries, q, first_row);
+    start_loading_tile<Traits::kBlockM, Traits::kHeadDim, Traits::kThreads>(queries, q, plan.first_row);
     TileStream<Traits> stream(shared, k, v, first_tile, end_tile);
     for (int tile = end_tile - 1; tile >= first_tile; --tile) {
       const int first_key = tile * Traits::kBlockN;
+      const auto warp_row = [&] { return plan.first_row + warp * Traits::kRowsPerWarp; };
       typename Traits::Scores scores;
       multiply_queries_keys<Traits>(scores, queries, stream.keys(tile), warp, lane);
       if (arguments.scale.transforms) transform_scores<Traits>(scores, arguments.scale);
-      if (first_key < first_unmasked || first_key + Traits::kBlockN > end_unmasked) {
-        mask_scores<Traits>(scores, element_mask, warp_row, first_key, lane);
+      if constexpr (Traits::kTerms) {
+        terms.join(scores, {warp_row(), first_key, plan.q_rows.length, plan.k_rows.length}, lane);
+      }
+      if (part.is_edge(first_key, Traits::kBlockN)) {
+        mask_scores<Traits>(scores, part.mask, warp_row(), first_key, lane);
       }
       softmax.update(scores, output, arguments.scale.exponent_scale);
+      if constexpr (Traits::kTerms) {
+        if (p.dropout.rng_state != nullptr) dropout.drop(scores, warp_row(), first_key, lane);
+      }
       multiply_weights_values<Traits>(output, scores, stream.values(tile), lane);
     }
   }
 
   // Epilogue.
   softmax.finish();
-  float* lse =
-      p.lse.data + work.head * p.lse.head_stride + (packed ? q_rows.first : work.sequence * p.lse.batch_stride);
-  store_log_sum_exp(softmax, arguments.scale.exponent_scale, lse, q_rows.length, warp_row, lane);
-  const auto out = head_rows<Element>(p.out, packed, work.sequence, q_rows, work.head, p.head_dim_v);
-  store_output(output, softmax, shared.q, out, warp_row, warp, lane);
+  const RowResults<Traits> results(softmax, arguments.scale.exponent_scale,
+                                   p.sinks == nullptr ? nullptr : p.sinks + plan.work.head, p.dropout.scale);
+  const int warp_row = plan.first_row + warp * Traits::kRowsPerWarp;
+  float* lse = p.lse.data + plan.work.head * p.lse.head_stride +
+               (packed ? plan.q_rows.first : plan.work.sequence * p.lse.batch_stride);
+  store_log_sum_exp(results, lse, plan.q_rows.length, warp_row, lane);
+  const auto out = head_rows<Element>(p.out, packed, plan.work.sequence, plan.q_rows, plan.work.head, p.head_dim_v);
+  store_output(output, results, shared.q, out, warp_row, warp, lane);
 }
 
 }  // namespace flagattn::sm80

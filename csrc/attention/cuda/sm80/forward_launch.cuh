@@ -7,13 +7,13 @@
 
 namespace flagattn::sm80 {
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kTerms>
 Status launch_attention_forward(const AttentionParams& params, Stream stream) {
-  using Traits = ForwardTraits<Element, kHeadDim>;
+  using Traits = ForwardTraits<Element, kHeadDim, kTerms>;
   const ForwardArguments arguments{params, forward_schedule(params, Traits::kBlockM),
-                                   ScoreScale::of(params.softmax_scale, params.softcap)};
-  return ptx::launch<typename Traits::SharedStorage>(attention_forward_kernel<Traits>, arguments.schedule.blocks(),
-                                                     Traits::kThreads, stream, arguments);
+                                   ScoreScale::of(params.softmax_scale, params.softcap, kTerms)};
+  return ptx::launch<ForwardShared<Traits>>(attention_forward_kernel<Traits>, arguments.schedule.blocks(),
+                                            Traits::kThreads, stream, arguments);
 }
 
 }  // namespace flagattn::sm80

@@ -3,15 +3,17 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "arch/host_device.h"
 #include "attention/params.h"
 
 namespace flagattn::sm80 {
 
-// Tiles per head dim. Four warps of 32 query rows each: a warp's fragment of K or V then serves two matrix products. At
-// head dim 128 scores and output take 192 accumulator registers of 255. Three slots of K or V leave room for two blocks
-// on an A100's multiprocessor (164 KB). For head dim 64 twice the keys would halve the reloads of queries, but spill.
+// Tiles per head dim. Up to 128, four warps of 32 query rows each: a warp's fragment of K or V then serves two matrix
+// products. At head dim 128 scores and output take 192 accumulator registers of 255; beyond it, and where terms join
+// the scores, there is room for 16 rows a warp. Three slots of K or V leave room for two blocks on an A100's
+// multiprocessor (164 KB), and one on those with 100 KB.
 struct ForwardTile {
   int block_m;  // query rows
   int block_n;  // keys
@@ -19,12 +21,24 @@ struct ForwardTile {
   int slots;  // of the ring that K and V tiles pass through
 };
 
-constexpr ForwardTile forward_tile(int /*kernel_head_dim*/) { return {128, 64, 4, 3}; }
+constexpr ForwardTile forward_tile(int kernel_head_dim, bool has_terms = false) {
+  if (kernel_head_dim > 128) return {64, 32, 4, 3};
+  return {has_terms ? 64 : 128, 64, 4, 3};
+}
 
 // The instantiation that serves these head dims: columns beyond the operand's are zeros. 0 if there is none.
 constexpr int forward_kernel_head_dim(int64_t head_dim, int64_t head_dim_v) {
   const int64_t widest = head_dim > head_dim_v ? head_dim : head_dim_v;
-  return widest <= 64 ? 64 : widest <= 128 ? 128 : 0;
+  for (const int width : {64, 96, 128, 192, 256}) {
+    if (widest <= width) return width;
+  }
+  return 0;
+}
+
+// Whether the scores need the kernel that adds terms to them or drops weights.
+constexpr bool has_score_terms(const AttentionParams& params) {
+  return params.bias.data != nullptr || params.keep.data != nullptr || params.alibi.slopes != nullptr ||
+         params.dropout.rng_state != nullptr;
 }
 
 // Block -> (query tile, head, batch). Heads are dealt in sections whose keys and values fit into L2 together; within a
@@ -61,7 +75,9 @@ constexpr ForwardSchedule forward_schedule(const AttentionParams& params, int bl
   constexpr int64_t kSectionBytes = 16 << 20;  // of keys and values: under half of an A100's or H100's L2
   const int64_t sequences = params.batch + params.is_packed();
   const int64_t pairs = sequences * params.heads_q;
-  const int64_t bytes_per_kv_head = params.seqlen_k * (params.head_dim + params.head_dim_v) * size_of(params.dtype);
+  const int64_t operands = params.is_piecewise() ? 2 : 1;
+  const int64_t bytes_per_kv_head =
+      params.seqlen_k * (operands * params.head_dim + params.head_dim_v) * size_of(params.dtype);
   const int64_t kv_heads = bytes_per_kv_head > 0 ? kSectionBytes / bytes_per_kv_head : params.batch * params.heads_k;
   const int64_t wanted = (kv_heads > 1 ? kv_heads : 1) * (params.heads_q / params.heads_k);
   const int64_t query_tiles = (params.seqlen_q + block_m - 1) / block_m;

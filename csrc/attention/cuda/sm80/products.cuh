@@ -33,12 +33,12 @@ FLAGATTN_DEVICE void multiply_queries_keys(typename Traits::Scores& scores, ptx:
     uint32_t a[Traits::kRowTiles][4];
     FLAGATTN_UNROLL_ALL
     for (int i = 0; i < Traits::kRowTiles; ++i) {
-      ptx::ldmatrix_x4(a[i], advance_chunks(queries, step) + i * kStepBytes);
+      ptx::ldmatrix_x4(a[i], advance_chunks<kHeadDim>(queries, step) + i * kStepBytes);
     }
     FLAGATTN_UNROLL_ALL
     for (int j = 0; j < Traits::kBlockN / 16; ++j) {
       uint32_t b[4];
-      ptx::ldmatrix_x4(b, advance_chunks(keys, step) + j * kStepBytes);
+      ptx::ldmatrix_x4(b, advance_chunks<kHeadDim>(keys, step) + j * kStepBytes);
       FLAGATTN_UNROLL_ALL
       for (int i = 0; i < Traits::kRowTiles; ++i) {
         ptx::mma_m16n8k16<Element>(scores[i][2 * j], a[i], {b[0], b[1]});
@@ -71,7 +71,7 @@ FLAGATTN_DEVICE void multiply_weights_values(typename Traits::Output& output, co
     FLAGATTN_UNROLL_ALL
     for (int j = 0; j < kHeadDim / 16; ++j) {
       uint32_t b[4];
-      ptx::ldmatrix_x4_trans(b, advance_chunks(values, j) + step * kStepBytes);
+      ptx::ldmatrix_x4_trans(b, advance_chunks<kHeadDim>(values, j) + step * kStepBytes);
       FLAGATTN_UNROLL_ALL
       for (int i = 0; i < Traits::kRowTiles; ++i) {
         ptx::mma_m16n8k16<Element>(output[i][2 * j], a[i], {b[0], b[1]});

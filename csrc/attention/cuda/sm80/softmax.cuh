@@ -15,17 +15,21 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
 // How a product q . k becomes an exponent of two: exponent = exponent_scale * transform(q . k). A positive scale
-// without soft cap needs no transform: it is folded into the exponent's one multiply-add.
+// without soft cap needs no transform: it is folded into the exponent's one multiply-add. Terms are in the exponent's
+// own unit, so that what they join is transformed to it: exponent = log2(e) * (term_unit * transform(q . k) + term).
 struct ScoreScale {
   float exponent_scale;
   bool transforms;
   float input_scale;
   bool caps;
+  float term_unit;
 
-  static ScoreScale of(float softmax_scale, float softcap) {
-    if (softcap > 0.0f) return {softcap * kLog2E, true, softmax_scale / softcap, true};
-    if (softmax_scale > 0.0f) return {softmax_scale * kLog2E, false, 1.0f, false};
-    return {kLog2E, true, softmax_scale, false};  // the running maximum is of transformed scores
+  static ScoreScale of(float softmax_scale, float softcap, bool has_terms = false) {
+    const bool caps = softcap > 0.0f;
+    if (has_terms) return {kLog2E, caps, caps ? softmax_scale / softcap : 1.0f, caps, caps ? softcap : softmax_scale};
+    if (caps) return {softcap * kLog2E, true, softmax_scale / softcap, true, 1.0f};
+    if (softmax_scale > 0.0f) return {softmax_scale * kLog2E, false, 1.0f, false, 1.0f};
+    return {kLog2E, true, softmax_scale, false, 1.0f};  // the running maximum is of transformed scores
   }
 };
 
@@ -55,17 +59,19 @@ FLAGATTN_DEVICE void transform_scores(typename Traits::Scores& scores, const Sco
   }
 }
 
-// Which elements of a tile are scores of visible keys, as 32-bit numbers: MaskShape::diagonals() and the number of
+// Which elements of a tile are scores of visible keys, as 32-bit numbers: PartShape::diagonals() and the number of
 // keys.
 struct ElementMask {
   int first_diagonal;
   int end_diagonal;
   int keys;
 
-  FLAGATTN_DEVICE explicit ElementMask(const MaskShape& shape)
-      : first_diagonal(static_cast<int>(shape.diagonals().begin)),
-        end_diagonal(static_cast<int>(shape.diagonals().end) + (planted(Fault::kWrongMaskEdge) ? 1 : 0)),
-        keys(static_cast<int>(shape.seqlen_k)) {}
+  FLAGATTN_DEVICE static ElementMask of(const PartShape& part) {
+    const KeyRange diagonals = part.diagonals();
+    return {static_cast<int>(diagonals.begin),
+            static_cast<int>(diagonals.end) + (planted(Fault::kWrongMaskEdge) ? 1 : 0),
+            static_cast<int>(part.shape.seqlen_k)};
+  }
 };
 
 // Sets the scores of keys that a row does not see to -inf. `first_row` is the warp's first row, `first_key` the tile's.
@@ -147,6 +153,30 @@ struct OnlineSoftmax {
   // log of the sum of exp(score) over the row's keys; -inf if there is none.
   FLAGATTN_DEVICE float log_sum_exp(int r, float exponent_scale) const {
     return sum[r] == 0.0f ? -INFINITY : (maximum[r] * exponent_scale + ptx::log2_approx(sum[r])) * kLn2;
+  }
+};
+
+// What a row's output is multiplied by, and its LSE.
+template <typename Traits>
+struct RowResults {
+  float factor[Traits::kRowsPerThread];
+  float lse[Traits::kRowsPerThread];
+
+  // `sink` may be null: the score of a key of value 0 that every row sees. `weight_scale` makes up for dropped weights.
+  FLAGATTN_DEVICE RowResults(const OnlineSoftmax<Traits>& softmax, float exponent_scale, const float* sink,
+                             float weight_scale) {
+    const float sink_lse = sink == nullptr ? -INFINITY : ptx::load_global(sink);
+    FLAGATTN_UNROLL_ALL
+    for (int r = 0; r < Traits::kRowsPerThread; ++r) {
+      factor[r] = softmax.sum[r] == 0.0f ? 0.0f : weight_scale * ptx::reciprocal_approx(softmax.sum[r]);
+      lse[r] = softmax.log_sum_exp(r, exponent_scale);
+      if (sink_lse == -INFINITY) continue;
+      const float highest = std::fmax(lse[r], sink_lse);
+      const float own = ptx::exp2_approx((lse[r] - highest) * kLog2E);
+      const float both = own + ptx::exp2_approx((sink_lse - highest) * kLog2E);
+      factor[r] *= own * ptx::reciprocal_approx(both);
+      lse[r] = highest + ptx::log2_approx(both) * kLn2;
+    }
   }
 };
 

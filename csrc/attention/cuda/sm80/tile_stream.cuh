@@ -8,10 +8,9 @@
 
 namespace flagattn::sm80 {
 
-template <typename Traits>
+template <typename Traits, typename Rows = HeadRows<const typename Traits::Element>>
 class TileStream {
  public:
-  using Rows = HeadRows<const typename Traits::Element>;
   static_assert(Traits::kSlots == 3);  // two ahead of keys are the next keys, two ahead of values the next values
 
   // Starts copying the last tile's keys and values; copies of the caller that are not committed yet join the first

@@ -6,11 +6,13 @@
 
 namespace flagattn::sm80 {
 
-template <typename ElementType, int kHeadDimension>
+// With kTerms, masks, biases, ALiBi or dropout may join the scores.
+template <typename ElementType, int kHeadDimension, bool kHasTerms = false>
 struct ForwardTraits {
   using Element = ElementType;
   static constexpr int kHeadDim = kHeadDimension;
-  static constexpr ForwardTile kTile = forward_tile(kHeadDim);
+  static constexpr bool kTerms = kHasTerms;
+  static constexpr ForwardTile kTile = forward_tile(kHeadDim, kTerms);
   static constexpr int kBlockM = kTile.block_m;
   static constexpr int kBlockN = kTile.block_n;
   static constexpr int kThreads = kTile.warps * ptx::kWarpSize;
