@@ -18,6 +18,7 @@ enum class Fault {
   kMissingRescale,
   kMissingWarpSync,
   kDivergentCollective,
+  kWrongRow,
   // In the small kernels of tests/host_exec/instructions:
   kMissingSignal,
   kUnorderedSignal,

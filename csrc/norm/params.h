@@ -43,6 +43,7 @@ struct RmsNormBackwardParams {
 
   void* ds = nullptr;       // (rows, cols), contiguous
   void* dweight = nullptr;  // (cols) in weight_dtype; null: not asked for
+  void* scratch = nullptr;  // for dweight on CUDA: norm_backward_scratch() bytes (cuda/sm80/heuristics.h)
 };
 
 }  // namespace flagattn

@@ -28,18 +28,34 @@ FUNCTION = re.compile(
 Table = dict[str, dict[str, dict[str, int]]]
 
 
+def named(source: str, functions: list[str]) -> dict[str, str]:
+    """Entry function -> its name in the table: the source file, and the kernel where there are several in it."""
+    if len(functions) == 1:
+        return {functions[0]: source}
+    names = {}
+    for function in functions:
+        kernel = re.search(r"\d([a-z]\w*?_kernel)", function)
+        assert kernel is not None, function
+        numbers = re.findall(r"L[ib](\d+)E", function)
+        names[function] = f"{source}:{kernel[1]}" + (f"<{','.join(numbers)}>" if numbers else "")
+    return names
+
+
 def measured() -> Table:
-    """Source file of the kernel -> architecture -> numbers, from the logs that the build keeps."""
+    """Kernel -> architecture -> numbers, from the logs that the build keeps."""
     compiler = _load.facts().get("cuda_compiler", "")
     if not compiler:
         pytest.skip(f"no CUDA kernels were compiled: {_load.facts().get('cuda_off', 'no CUDA compiler')}")
-    logs = list(ROOT.glob("build/*/CMakeFiles/flagattn_*.dir/generated/csrc/**/*.ptxas"))
+    logs = list(ROOT.glob("build/*/CMakeFiles/flagattn_*.dir/**/csrc/**/*.ptxas"))
     if not logs:
         pytest.skip("the build folder with ptxas's logs is not here")
     table: Table = {}
     for log in sorted(logs, key=lambda path: path.stat().st_mtime):  # where there are several builds, the latest counts
-        kernel = str(log).split("/generated/csrc/")[1].removesuffix(".cu.o.ptxas").replace("__", "_")
-        for found in FUNCTION.finditer(log.read_text()):
+        source = str(log).split(".dir/")[1].split("csrc/", 1)[1].removesuffix(".cu.o.ptxas").replace("__", "_")
+        functions = list(FUNCTION.finditer(log.read_text()))
+        names = named(source, sorted({found["name"] for found in functions}))
+        for found in functions:
+            kernel = names[found["name"]]
             numbers = {name: int(found[name]) for name in ("registers", "stack", "stores", "loads")}
             table.setdefault(kernel, {})[found["arch"]] = {
                 "registers": numbers["registers"],
@@ -71,6 +87,8 @@ def test_registers_and_spills_are_the_tables() -> None:
 
 
 def shared_bytes(kernel: str) -> int:
+    if kernel.startswith(("norm/", "activation/", "rotary/", "loss/")):
+        return int(kernels.host_exec_module().fused_shared_bytes_sm80(kernel.split(":")[-1].split("<")[0]))
     assert kernel.startswith("attention/cuda/sm80/forward_instance"), f"say how much shared memory {kernel} takes"
     _, head_dim, terms = kernel.rsplit("_", 2)
     return kernels.host_exec_module().attention_forward_sm80_tile(int(head_dim), terms == "true")[2]
