@@ -152,6 +152,18 @@ def _cuda_cell(op: str, direction: str) -> str:
     return f"{', '.join(instances[max(instances)])}; 1..{max(instances)}"
 
 
+# The folders of the fused ops that have CUDA kernels; each has a forward and a backward, and takes any sizes.
+CUDA_FUSED = {"rms_norm": "norm", "swiglu": "activation", "apply_rotary": "rotary"}
+
+
+def _cuda_fused_cell(op: str) -> str:
+    if op not in CUDA_FUSED:
+        return "no"
+    names = {"float": "fp32", "BFloat16": "bf16", "Float16": "fp16"}
+    text = (ROOT / f"csrc/{CUDA_FUSED[op]}/cuda/sm80/instances.cmake").read_text(encoding="utf-8")
+    return ", ".join(names[element] for element in re.findall(r"ELEMENT=(\w+)", text)) + "; any"
+
+
 def _row(op: str, call: Callable[[torch.dtype, int], Any], is_attention: bool) -> Support:
     dims: tuple[int, ...] = HEAD_DIMS if is_attention else (8, 64, 128)
     outcomes: dict[str, Any] = {name: [_runs(call, dtype, dim) for dim in dims] for name, dtype in DTYPES.items()}
@@ -160,7 +172,7 @@ def _row(op: str, call: Callable[[torch.dtype, int], Any], is_attention: bool) -
     limit = "any"
     if is_attention:
         limit = f"{dims[0]}..{dims[-1]}" if not _runs(call, torch.float32, BEYOND)[0] else "any"
-    cuda = [_cuda_cell(op, direction) if is_attention else "no" for direction in ("forward", "backward")]
+    cuda = [_cuda_cell(op, way) if is_attention else _cuda_fused_cell(op) for way in ("forward", "backward")]
     return Support(op, ", ".join(forward), limit, bool(forward), bool(forward) and backward == forward, *cuda)
 
 

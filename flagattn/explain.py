@@ -57,6 +57,11 @@ _SOURCES = {
     "cross_entropy": "csrc/loss/cpu",
     "linear_cross_entropy": "csrc/loss/cpu with products by torch's BLAS",
 }
+_CUDA_SOURCES = {
+    "rms_norm": "csrc/norm/cuda/sm80",
+    "swiglu": "csrc/activation/cuda/sm80",
+    "apply_rotary": "csrc/rotary/cuda/sm80",
+}
 
 
 @dataclass
@@ -306,6 +311,13 @@ def _on_device(name: str, cpu_source: str, operand: Tensor) -> Explanation:
             "csrc/attention/cuda/sm80, forward only",
             f"the operands are on {operand.device}; built for {', '.join(info.cuda_archs) or 'no architecture'}",
             details={"backward": "none on CUDA: it raises"},
+            others={"CPU": "kernels never move operands between devices"},
+        )
+    if device == "cuda" and name in _CUDA_SOURCES:
+        return Explanation(
+            name,
+            _CUDA_SOURCES[name],
+            f"the operands are on {operand.device}; built for {', '.join(info.cuda_archs) or 'no architecture'}",
             others={"CPU": "kernels never move operands between devices"},
         )
     return Explanation(

@@ -7,8 +7,19 @@ import torch
 
 from flagattn import _load
 
+ATTENTION = ("attention_forward", "attention_backward", "piecewise_forward", "piecewise_backward")
+FUSED = (
+    "rms_norm",
+    "add_rms_norm",
+    "rms_norm_backward",
+    "swiglu",
+    "swiglu_backward",
+    "apply_rotary",
+    "apply_rotary_",
+)
 
-@pytest.mark.parametrize("op", ["attention_forward", "attention_backward", "piecewise_forward", "piecewise_backward"])
+
+@pytest.mark.parametrize("op", [*ATTENTION, *FUSED])
 def test_ops_are_registered(op: str) -> None:
     loaded = _load.load_cuda()
     if loaded.cuda is None:

@@ -12,8 +12,11 @@ from torch import Tensor
 from flagattn import reference
 from flagattn.testing import check_against_oracle, run_with_gradients
 from tests.host_exec import kernels, kernels_fused
-from tests.norm.test_rms_norm import DTYPES, ROUNDINGS, SHAPES, operands
+from tests.norm.test_rms_norm import DTYPES, ROUNDINGS, operands
+from tests.norm.test_rms_norm import SHAPES as CPU_SHAPES
 
+# But for one column, where dx is what 1 - n^2 leaves: a few units of rstd's last place, and so a matter of luck.
+SHAPES = tuple(shape for shape in CPU_SHAPES if shape != (1, 1))
 # Beside the CPU's shapes: teams of part of a warp and of several, several rows per team; wider rows than registers
 # hold, of which the last are read twice; widths that are no multiple of a team's.
 OWN_SHAPES = ((3000, 128), (70, 1024), (9, 2056), (3, 8704), (2, 17416), (1, 50_184))
