@@ -34,7 +34,7 @@ def named(source: str, functions: list[str]) -> dict[str, str]:
         return {functions[0]: source}
     names = {}
     for function in functions:
-        kernel = re.search(r"\d([a-z]\w*?_kernel)", function)
+        kernel = re.search(r"\d([a-z_]+_kernel)", function)
         assert kernel is not None, function
         numbers = re.findall(r"L[ib](\d+)E", function)
         names[function] = f"{source}:{kernel[1]}" + (f"<{','.join(numbers)}>" if numbers else "")
@@ -88,7 +88,9 @@ def test_registers_and_spills_are_the_tables() -> None:
 
 def shared_bytes(kernel: str) -> int:
     if kernel.startswith(("norm/", "activation/", "rotary/", "loss/")):
-        return int(kernels.host_exec_module().fused_shared_bytes_sm80(kernel.split(":")[-1].split("<")[0]))
+        return int(
+            kernels.host_exec_module().fused_shared_bytes_sm80(kernel.split(":")[-1].split("<")[0].split("/")[-1])
+        )
     assert kernel.startswith("attention/cuda/sm80/forward_instance"), f"say how much shared memory {kernel} takes"
     _, head_dim, terms = kernel.rsplit("_", 2)
     return kernels.host_exec_module().attention_forward_sm80_tile(int(head_dim), terms == "true")[2]

@@ -110,7 +110,7 @@ rotary_kernel(FLAGATTN_KERNEL_ARGUMENT RotaryArguments arguments) {
   // The rotated channels: a vector of the first half and one of the second.
   for (int item = ptx::thread_index(); item < rows * heads * plan.pieces; item += kRotaryThreads) {
     const int piece = item % plan.pieces, head = item / plan.pieces % heads, r = item / plan.pieces / heads;
-    const RotaryRow row(p, first_row + r + (planted(Fault::kWrongRow) ? 1 : 0));
+    const RotaryRow row(p, first_row + (planted(Fault::kWrongRow) ? (r + 1) % rows : r));
     const T* x = static_cast<const T*>(p.x.data) + row.offset(p.x, head) + piece * kVector;
     float first[kVector], second[kVector];
     cuda::widen<T>(ptx::load_global_16_once(x + (planted(Fault::kStrayRead) ? p.head_dim : 0)), first);
