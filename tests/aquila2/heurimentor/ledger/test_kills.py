@@ -59,6 +59,9 @@ def train():
     (run / "state").write_bytes(state)
     book.close()
 
+def length():
+    return (run / "ledger.jsonl").stat().st_size if (run / "ledger.jsonl").exists() else 0
+
 random.seed(kills)
 killed = 0
 while True:
@@ -67,6 +70,10 @@ while True:
         train()
         os._exit(0)
     if killed < kills:
+        if random.random() < 0.8:  # not before it has written, however slow the machine is
+            before = length()
+            while length() == before and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                time.sleep(0.001)
         time.sleep(random.uniform(0.005, 0.12))
         os.kill(child, signal.SIGKILL)
         killed += 1
