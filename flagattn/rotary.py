@@ -111,8 +111,11 @@ def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | No
         raise RuntimeError("inplace is True, but x requires gradient; rotate it out of place, or under torch.no_grad()")
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         raise ValueError(f"inplace is True, but x has strides {x.stride()}; its last dimension must be contiguous")
+    if torch.compiler.is_compiling():
+        # Inductor may let an op write into the wrong one of two views of a tensor (torch 2.13); copies it keeps apart.
+        return x.copy_(_ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, False))
     _ops.apply_rotary_(x, cos, sin, positions, interleaved, False)
-    if not torch.compiler.is_compiling() and not x.is_inference():
+    if not x.is_inference():
         torch.autograd.graph.increment_version(x)  # so that a graph that saved x notices
     return x
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK = "run.lock"
@@ -16,7 +16,8 @@ LOCK = "run.lock"
 def only_run_in(folder: Path) -> Iterator[None]:
     """Holds the folder, which is made where it is missing, until the block or the process ends, however it ends.
 
-    The lock is the system's (flock) on an empty file; what a killed run leaves behind locks nothing.
+    The lock is the system's (flock) on an empty file; what a killed run leaves behind locks nothing, once the
+    processes that it forked have ended too.
 
     Raises:
         ValueError: Another run holds the folder.
@@ -33,4 +34,6 @@ def only_run_in(folder: Path) -> Iterator[None]:
             print(f"{folder} has no lock ({error.strerror}): start no second run in it", file=sys.stderr, flush=True)
         yield
     finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would leave it with a process forked in the block
         os.close(descriptor)

@@ -58,16 +58,28 @@ def rows_of_sequences(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return sequence, row + starts[sequence]
 
 
-def used_rows(cu_seqlens: Tensor, used: Tensor | None, leftpad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def used_rows(
+    cu_seqlens: Tensor, used: Tensor | None, leftpad: Tensor | None = None, *, side: str = "k"
+) -> tuple[Tensor, Tensor]:
     """Where rows leftpad[b] to used[b] - 1 of each packed sequence lie, and the cumulative lengths they have gathered.
 
-    used[b] is all rows by default, leftpad[b] none.
+    used[b] is all rows by default, and at most that; leftpad[b] is none. `side` ends the arguments' names.
     """
     lengths = lengths_of(cu_seqlens)
-    used = lengths if used is None else torch.minimum(used.to(torch.int32), lengths)
+    if used is not None:
+        used = used.to(torch.int32)
+        _refuse_outside(used, used, f"seqused_{side}", "its rows")
+    used = lengths if used is None else torch.minimum(used, lengths)
     starts = cu_seqlens[:-1].long()
     if leftpad is not None:
-        padding = torch.minimum(leftpad.to(torch.int32), used)
-        starts, used = starts + padding, used - padding
+        _refuse_outside(leftpad, used, f"leftpad_{side}", "the rows in use")
+        starts, used = starts + leftpad, used - leftpad.to(torch.int32)
     _, index = rows_of_sequences(starts, used.long())
     return index, cumulative(used)
+
+
+def _refuse_outside(values: Tensor, most: Tensor, name: str, what: str) -> None:
+    outside = ((values < 0) | (values > most)).nonzero()
+    if outside.numel():
+        at = int(outside[0, 0])
+        raise RuntimeError(f"{name}[{at}] is {int(values[at])}; it must lie between 0 and {what}")

@@ -220,6 +220,21 @@ def test_used_keys_and_left_padding_of_pages() -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize(
+    ("leftpad", "used", "sentence"),
+    [
+        ([0, -1], [3, 6], r"leftpad_k\[1\] is -1; it must lie between 0 and the rows in use"),
+        ([4, 0], [3, 6], r"leftpad_k\[0\] is 4; "),
+        ([0, 0], [3, -2], r"seqused_k\[1\] is -2; it must lie between 0 and its rows"),
+    ],
+)
+def test_padding_of_packed_keys_outside_their_rows_is_refused(leftpad: list, used: list, sentence: str) -> None:
+    q, k, v = randn(2, 4, 16), randn(12, 2, 16), randn(12, 2, 16)
+    rows = {"leftpad_k": torch.tensor(leftpad, dtype=torch.int32), "seqused_k": torch.tensor(used, dtype=torch.int32)}
+    with pytest.raises(RuntimeError, match=sentence):
+        interface._flash_attn_varlen_forward(q, k, v, cumulative(1, 1), cumulative(5, 7), 1, 7, 0.0, 0.25, True, **rows)
+
+
 def test_queries_of_pages_may_require_a_gradient_that_no_backward_asks_for() -> None:
     q, pages = randn(6, 4, 16, grad=True), randn(2, 3, 4, 2, 16)
     packing = (cumulative(6), cumulative(11), 6, 11)
@@ -342,6 +357,22 @@ def test_rotary_of_packed_sequences_starts_anew_in_each() -> None:
     for begin, end, first in ((0, 4, 1), (4, 9, 6)):
         part = rotary.apply_rotary_emb(x[begin:end].unsqueeze(0), cos, sin, seqlen_offsets=first)
         assert torch.equal(out[begin:end], part[0])
+
+
+def test_compiled_stacked_rotary_turns_each_part_once() -> None:
+    """Inductor once turned the queries of the second program twice and its keys not at all."""
+    compiled = torch.compile(rotary.apply_rotary_emb_qkv_)
+    angles = torch.randn(6, 64)
+    for shape, num_heads_q in (((2, 6, 8, 128), 4), ((2, 6, 3, 4, 128), None)):
+        qkv = torch.randn(shape)
+        expected = rotary.apply_rotary_emb_qkv_(qkv.clone(), angles.cos(), angles.sin(), num_heads_q=num_heads_q)
+        traced = qkv.clone().requires_grad_()
+        out = compiled(traced, angles.cos(), angles.sin(), num_heads_q=num_heads_q)
+        assert torch.equal(out, expected)
+        dout = torch.randn_like(out)
+        (dqkv,) = torch.autograd.grad(out, traced, dout)
+        back = rotary.apply_rotary_emb_qkv_(dout.clone(), angles.cos(), -angles.sin(), num_heads_q=num_heads_q)
+        assert torch.equal(dqkv, back)
 
 
 @pytest.mark.parametrize("grouped", [False, True])

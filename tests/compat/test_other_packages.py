@@ -282,5 +282,17 @@ def test_flash_attn_3_packs_the_queries_of_a_cached_batch(paged: bool) -> None:
         causal=True,
     )
     assert torch.equal(below, expected)
-    with pytest.raises(NotImplementedError, match=r"k is given; .* for packed queries"):
-        flash_attn_3.flash_attn_with_kvcache(q, *caches, q, q, cu_seqlens_q=cu_q, max_seqlen_q=3, **options)
+    packed = {"cu_seqlens_q": cu_q, "max_seqlen_q": 3, **options}
+    for name, given in (("k", q), ("v", q), ("rotary_cos", q[0]), ("rotary_sin", q[0])):
+        with pytest.raises(NotImplementedError, match=rf"{name} is given; .* for packed queries"):
+            flash_attn_3.flash_attn_with_kvcache(q, *caches, **{name: given}, **packed)
+    with pytest.raises(TypeError, match="num_splits"):
+        flash_attn_3.flash_attn_with_kvcache(q, *caches, num_splits="x", **packed)
+    with pytest.raises(NotImplementedError, match="seqused_q is given"):
+        fa3._flash_attn_forward(q, *caches, cu_seqlens_q=cu_q, max_seqlen_q=3, seqused_k=used, seqused_q=used)
+
+
+def test_flash_attn_3_refuses_what_belongs_to_caches_with_packed_keys() -> None:
+    q, cu = randn(4, 4, 16), cumulative(1, 3)
+    with pytest.raises(NotImplementedError, match="leftpad_k is given with cu_seqlens_k"):
+        fa3._flash_attn_forward(q, q, q, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=3, max_seqlen_k=3, leftpad_k=cu)

@@ -46,7 +46,11 @@ FLAGATTN_INLINE Mask first_n(int64_t n) { return I32::iota() < I32::set1(static_
 struct F32 {
   static constexpr int kLanes = 8;
   static constexpr int kRegisters = 16;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr bool kHasEightSteps = false;  // it does not see the loads of assembly
+#else
   static constexpr bool kHasEightSteps = true;  // avx2_steps.h
+#endif
   __m256 reg;
 
   static FLAGATTN_INLINE F32 zero() { return {_mm256_setzero_ps()}; }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import flagattn
 from flagattn._cache_calls import packed_queries_over_cache
-from flagattn._checks import MAX_HEAD_DIM
+from flagattn._checks import MAX_HEAD_DIM, check_integer
 from flagattn.compat._chunks import chunked_packing
 from flagattn.compat._gradients import attention_gradients
 from flagattn.compat._operands import cumulative, integer, lengths_of, used_rows, window_of
@@ -146,7 +146,7 @@ def flash_attn_varlen_func(
         k, v = k.index_select(0, index_k), v.index_select(0, index_k)
         packing = (packing[0], used_cu_k, *packing[2:])
     if seqused_q is not None:
-        index_q, used_cu_q = used_rows(cu_seqlens_q, seqused_q)
+        index_q, used_cu_q = used_rows(cu_seqlens_q, seqused_q, side="q")
         q = q.index_select(0, index_q)
         packing = (used_cu_q, *packing[1:])
     out, lse = _packed(q, k, v, packing, attention_chunk, *masks)
@@ -194,18 +194,20 @@ def flash_attn_with_kvcache(
         page_table: (batch, pages), int32, of caches (pages, page size, heads, head_dim).
         cu_seqlens_q: (batch + 1,), int32: q is packed, (total_q, heads, head_dim), out alike, and lse (heads, total_q).
             Needs max_seqlen_q, and nothing is appended then.
-        qv, cu_seqlens_k_new: must be None, and so must k, v with cu_seqlens_q.
+        qv, cu_seqlens_k_new: must be None, and so must k, v, rotary_cos, rotary_sin with cu_seqlens_q.
         rotary_seqlens: where rotation begins; None, or equal to cache_seqlens.
         attention_chunk: must be 0.
     """
     _refuse_descales(q_descale, k_descale, v_descale)
     absent = {
         "qv": qv,
-        "k": None if cu_seqlens_q is None else k,
         "cu_seqlens_k_new": cu_seqlens_k_new,
         "rotary_seqlens": None if _rotates_at_its_rows(rotary_cos, rotary_seqlens, cache_seqlens) else rotary_seqlens,
         "attention_chunk": attention_chunk or None,
     }
+    if cu_seqlens_q is not None:
+        absent |= {"k": k, "v": v, "rotary_cos": rotary_cos, "rotary_sin": rotary_sin}
+        check_integer(num_splits, "num_splits")
     for name, value in absent.items():
         if value is not None:
             queries = "" if cu_seqlens_q is None else " for packed queries"
@@ -322,11 +324,25 @@ def _flash_attn_forward(
     window = (window_size_left, window_size_right)
     descales = (q_descale, k_descale, v_descale)
     masks: Any = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window, "softcap": softcap}
-    of_cache = (k_new, v_new, page_table, kv_batch_idx, leftpad_k, rotary_cos, seqlens_rotary)
+    of_cache = {
+        "k_new": k_new,
+        "v_new": v_new,
+        "page_table": page_table,
+        "kv_batch_idx": kv_batch_idx,
+        "leftpad_k": leftpad_k,
+        "rotary_cos": rotary_cos,
+        "rotary_sin": rotary_sin,
+        "seqlens_rotary": seqlens_rotary,
+        "cu_seqlens_k_new": cu_seqlens_k_new,
+    }
+    given = [name for name, operand in of_cache.items() if operand is not None]
+    cached = cu_seqlens_k is None and (seqused_k is not None or bool(given))
+    if given and not cached:
+        raise NotImplementedError(f"{given[0]} is given with cu_seqlens_k; it belongs to caches, so leave one out")
+    if cached and seqused_q is not None:
+        raise NotImplementedError("seqused_q is given; queries of caches are all used here, so leave it out")
     with torch.no_grad():
-        if cu_seqlens_k is None and (
-            seqused_k is not None or any(operand is not None for operand in (*of_cache, cu_seqlens_k_new))
-        ):
+        if cached:
             out, lse, *_ = flash_attn_with_kvcache(
                 q,
                 k,

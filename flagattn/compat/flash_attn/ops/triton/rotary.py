@@ -49,7 +49,8 @@ def apply_rotary(
         )
     if not inplace:
         return _ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, conjugate)
-    if x.stride(-1) == 1:
+    # Inductor may let an op write into the wrong one of two views of a tensor (torch 2.13); copies it keeps apart.
+    if x.stride(-1) == 1 and not torch.compiler.is_compiling():
         _ops.apply_rotary_(x, cos, sin, positions, interleaved, conjugate)
     else:
         x.copy_(_ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, conjugate))
