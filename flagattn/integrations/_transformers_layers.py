@@ -86,10 +86,8 @@ def _silu_class() -> type[nn.Module]:
 
 @functools.cache
 def _growing() -> Callable[[Any, int], Any]:
-    try:
-        from flagattn.integrations._transformers_cache import growing
-    except ImportError:  # a transformers whose caches have no layers
-        return lambda cache, index: None
+    from flagattn.integrations._transformers_cache import growing
+
     return growing
 
 

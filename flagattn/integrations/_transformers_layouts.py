@@ -20,6 +20,7 @@ class Padding:
 
     indices: Tensor  # into the flattened rows
     cu_seqlens: Tensor
+    shortest: int
     longest: int
     starts: Tensor | None  # (batch,) int32, where the valid rows of each sequence go on to its end; else None
 
@@ -39,8 +40,8 @@ def _padding(keys: Tensor) -> Padding:
     starts = keys.shape[1] - lengths
     to_the_end = torch.arange(keys.shape[1], device=keys.device) >= starts.unsqueeze(1)
     indices = keys.flatten().nonzero().flatten()
-    longest = int(lengths.max().item()) if lengths.numel() else 0
-    return Padding(indices, cumulative(lengths), longest, starts if torch.equal(to_the_end, keys) else None)
+    shortest, longest = torch.stack(lengths.aminmax()).tolist() if lengths.numel() else (0, 0)
+    return Padding(indices, cumulative(lengths), shortest, longest, starts if torch.equal(to_the_end, keys) else None)
 
 
 def _packing(position_ids: Tensor, batch: int) -> tuple[Tensor, Tensor, int, int] | None:

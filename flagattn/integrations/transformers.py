@@ -9,11 +9,14 @@
 Padded batches are computed without their padding, packed ones (`position_ids` that start anew, or cu_seq_lens_q and the
 like) sequence by sequence, cached generation on the cache where it lies. Causal masks, sliding windows and padding are
 never formed as matrices; any other mask a model asks for is.
+
+It serves transformers 5.x from the release on whose masks are asked for with q_length; tested is 5.23.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
@@ -38,14 +41,16 @@ def register() -> str:
     second call changes nothing.
 
     Raises:
-        ImportError: transformers is missing or too old to know registered attention and masks.
+        ImportError: transformers is missing, or so old that it does not ask for masks with q_length.
     """
+    needed = "flagattn.integrations.transformers needs a transformers 5.x whose masks take q_length (tested: 5.23)"
     try:
         from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
     except ImportError as error:
-        raise ImportError(
-            "this needs transformers with AttentionInterface and AttentionMaskInterface (>= 4.53)"
-        ) from error
+        raise ImportError(needed) from error
+    if "q_length" not in inspect.signature(sdpa_mask).parameters:
+        raise ImportError(needed)
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
     return NAME
@@ -215,17 +220,18 @@ def _appended(
     **kwargs: Any,
 ) -> Tensor | None:
     """k and v go behind the rows of a growing cache layer, and q attends to all; None where there is more to it."""
-    used = layer.get_seq_length()
     plain = not any(kwargs.get(name) is not None for name in _OTHER_OPTIONS) and not kwargs.get("output_attentions")
-    if not (plain and used and q.dtype == k.dtype == v.dtype == layer.dtype and _is_inference(q, k, v)):
+    if not (plain and q.dtype == k.dtype == v.dtype and layer.appends(k.transpose(1, 2), v.transpose(1, 2))):
         return None
+    used = layer.get_seq_length()
     starts = None
     if attention_mask is not None:
         if attention_mask.dim() == 4 or attention_mask.shape[1] != used + k.shape[1]:
             return None
-        starts = layouts.padding_of(attention_mask).starts
-        if starts is None:
-            return None
+        padding = layouts.padding_of(attention_mask)
+        if padding.starts is None or attention_mask.shape[1] - padding.shortest > used:
+            return None  # the op wants every sequence to begin among the rows that are there
+        starts = padding.starts
     causal = bool(getattr(module, "is_causal", True))
     window = (-1, -1)
     if sliding_window is not None and used + k.shape[1] > sliding_window:
@@ -270,8 +276,13 @@ def fuse(model: nn.Module) -> int:
 
     RMSNorm layers go through `flagattn.rms_norm` and gated MLPs whose activation is SiLU through `flagattn.swiglu`.
     Attention layers rotate with `flagattn.apply_rotary` and let a DynamicCache grow in place, in buffers with room for
-    a quarter more, instead of copying it for every token; that only while the model's attention implementation is
-    "flagattn". Weights stay where they are.
+    a quarter or 64 rows more, whichever is more, instead of copying it for every token; that only while the model's
+    attention implementation is "flagattn". Weights stay where they are.
+
+    The cache grows in place without gradients (under torch.no_grad or inference_mode, as in generate), for layers with
+    full attention, head dimensions that are multiples of 8, and rows of the dtype of those before; else as
+    transformers lets it. Its keys and values are then views of the buffers: change them in place, and those handed out
+    earlier change too.
 
     Returns:
         How many layers were changed.

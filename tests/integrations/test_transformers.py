@@ -232,19 +232,6 @@ def test_a_fused_model_generates_the_same_tokens(name: str, options: dict[str, A
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-def test_a_fused_model_appends_in_place() -> None:
-    (fused,) = models_of("llama")
-    integration.fuse(fused)
-    with torch.no_grad():
-        cache = fused(tokens(2, 9)).past_key_values
-        fused(tokens(2, 1), past_key_values=cache)  # the cache makes its layers with the first rows
-        before = cache.layers[1].keys
-        fused(tokens(2, 3), past_key_values=cache)
-    after = cache.layers[1].keys
-    assert after.shape == (2, 2, 13, 8) and cache.get_seq_length() == 13
-    assert after.data_ptr() == before.data_ptr() and torch.equal(after[:, :, :10], before)
-
-
 def test_a_fused_model_with_another_attention_goes_its_own_way() -> None:
     fused, theirs = models_of("llama", "eager")
     integration.fuse(fused)
@@ -254,65 +241,12 @@ def test_a_fused_model_with_another_attention_goes_its_own_way() -> None:
     torch.testing.assert_close(ours.logits, theirs(tokens(2, 9)).logits, rtol=1e-4, atol=1e-4)
 
 
-def rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 3, count, 4, generator=generator), torch.randn(2, 3, count, 5, generator=generator)
+def test_a_transformers_without_q_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sdpa_mask(batch_size: int, cache_position: Any, kv_length: int) -> None: ...
 
-
-@pytest.mark.parametrize("inference", [False, True])
-def test_a_growing_layer_holds_what_a_dynamic_one_does(inference: bool) -> None:
-    """Every way in which transformers changes a cache, each followed by new rows, in the original and in copies."""
-    from transformers.cache_utils import DynamicLayer
-
-    from flagattn.integrations._transformers_cache import GrowingLayer
-
-    changes: list[Any] = [
-        lambda layer: layer,
-        lambda layer: layer.crop(-2),
-        lambda layer: layer.reorder_cache(torch.tensor([1, 0])),
-        lambda layer: layer.batch_repeat_interleave(2) or layer.batch_select_indices(torch.tensor([0, 3])),
-        lambda layer: layer.reset(),
-    ]
-    pairs = [(GrowingLayer(), DynamicLayer())]
-    with torch.inference_mode(inference):
-        for step in range(40):
-            for pair in pairs:
-                for layer in pair:
-                    changes[step * 7 % 31 % len(changes)](layer)
-                    layer.update(*rows(1 + step % 3 * 40, step))
-            if step in (5, 17):  # a saved prompt, deep and shallow: both go on by themselves
-                pairs += [copy.deepcopy(pairs[0]), tuple(copy.copy(layer) for layer in pairs[0])]
-            for ours, theirs in pairs:
-                assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
-                assert ours.get_seq_length() == theirs.get_seq_length()
-    for ours, theirs in pairs:  # inference tensors may not be written to outside
-        ours.update(*rows(2, 50)), theirs.update(*rows(2, 50))
-        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
-
-
-def test_rows_once_handed_out_do_not_change() -> None:
-    from flagattn.integrations._transformers_cache import GrowingLayer
-
-    layer = GrowingLayer()
-    first, _ = layer.update(*rows(5, 0))
-    kept = first.clone()
-    twin = copy.copy(layer)
-    for layer_, seed in ((layer, 1), (twin, 2), (layer, 3)):
-        layer_.update(*rows(1, seed))
-    layer.crop(-3)
-    layer.update(*rows(4, 4))
-    assert torch.equal(first, kept)
-
-
-def test_gradients_flow_through_a_fused_models_cache() -> None:
-    fused, theirs = models_of("llama", "eager")
-    integration.fuse(fused)
-    gradients = []
-    for model in (fused, theirs):
-        cache = model(tokens(2, 6)).past_key_values
-        model(tokens(2, 1, seed=2), past_key_values=cache).logits.square().sum().backward()
-        gradients.append(model.model.layers[0].self_attn.k_proj.weight.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
+    monkeypatch.setattr("transformers.masking_utils.sdpa_mask", sdpa_mask)
+    with pytest.raises(ImportError, match="q_length"):
+        integration.register()
 
 
 def test_what_is_not_served_is_refused() -> None:
