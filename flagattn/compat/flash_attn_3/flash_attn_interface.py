@@ -324,17 +324,9 @@ def _flash_attn_forward(
     window = (window_size_left, window_size_right)
     descales = (q_descale, k_descale, v_descale)
     masks: Any = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window, "softcap": softcap}
-    of_cache = {
-        "k_new": k_new,
-        "v_new": v_new,
-        "page_table": page_table,
-        "kv_batch_idx": kv_batch_idx,
-        "leftpad_k": leftpad_k,
-        "rotary_cos": rotary_cos,
-        "rotary_sin": rotary_sin,
-        "seqlens_rotary": seqlens_rotary,
-        "cu_seqlens_k_new": cu_seqlens_k_new,
-    }
+    of_cache = {"k_new": k_new, "v_new": v_new, "cu_seqlens_k_new": cu_seqlens_k_new, "page_table": page_table}
+    of_cache |= {"kv_batch_idx": kv_batch_idx, "leftpad_k": leftpad_k, "seqlens_rotary": seqlens_rotary}
+    of_cache |= {"rotary_cos": rotary_cos, "rotary_sin": rotary_sin}
     given = [name for name, operand in of_cache.items() if operand is not None]
     cached = cu_seqlens_k is None and (seqused_k is not None or bool(given))
     if given and not cached:
