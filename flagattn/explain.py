@@ -308,9 +308,13 @@ def _on_device(name: str, cpu_source: str, operand: Tensor) -> Explanation:
     if device == "cuda" and (name in _ATTENTION or name in _PIECEWISE):
         return Explanation(
             name,
-            "csrc/attention/cuda/sm80, forward only",
+            "csrc/attention/cuda/sm80",
             f"the operands are on {operand.device}; built for {', '.join(info.cuda_archs) or 'no architecture'}",
-            details={"backward": "none on CUDA: it raises"},
+            details={
+                "backward": "none on CUDA: it raises"
+                if name in _PIECEWISE or name in _CACHED
+                else "csrc/attention/cuda/sm80, 128 keys a block, dq added up in the order of the key tiles"
+            },
             others={"CPU": "kernels never move operands between devices"},
         )
     if device == "cuda" and name in _CUDA_SOURCES:

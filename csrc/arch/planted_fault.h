@@ -26,6 +26,9 @@ enum class Fault {
   kMissingProductFence,
   kMissingGlobalWait,
   kMissingExpectation,
+  // In the attention backward:
+  kMissingScoresBarrier,
+  kWrongOrder,
 };
 
 #if defined(FLAGATTN_PLANT_FAULTS)

@@ -132,6 +132,8 @@ struct AttentionBackwardParams {
   // Where there are sinks: (heads_q), and every row's share of its head's gradient, which are summed last.
   float* dsinks = nullptr;
   RowsView dsink_shares;
+  // CUDA only: memory from a multiple of 16 bytes on, of the size that the backward asks for.
+  float* workspace = nullptr;
 };
 
 }  // namespace flagattn

@@ -47,14 +47,6 @@ std::tuple<Tensor, Tensor> piecewise_forward(const Tensor& q1, const Tensor& k1,
                       ScoreArgs{.sinks = pointer_to(sinks)}});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor&, const std::optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-    const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t, int64_t, double, int64_t,
-    int64_t, double, const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
-    const std::optional<Tensor>&, const std::optional<Tensor>&, double, bool) {
-  fail("attention_backward", "dout is on a CUDA device; the backward runs on the CPU only so far.");
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(
     const Tensor&, const std::optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t,
@@ -67,7 +59,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(flagattn, CUDA, m) {
   m.impl("attention_forward", TORCH_BOX(&flagattn::attention_forward));
-  m.impl("attention_backward", TORCH_BOX(&flagattn::attention_backward));
   m.impl("piecewise_forward", TORCH_BOX(&flagattn::piecewise_forward));
   m.impl("piecewise_backward", TORCH_BOX(&flagattn::piecewise_backward));
 }

@@ -91,12 +91,18 @@ def shared_bytes(kernel: str) -> int:
         return int(
             kernels.host_exec_module().fused_shared_bytes_sm80(kernel.split(":")[-1].split("<")[0].split("/")[-1])
         )
+    if kernel.startswith("attention/cuda/sm80/backward_rows_instance"):
+        return 0
+    if kernel.startswith("attention/cuda/sm80/backward_instance"):
+        return int(kernels.host_exec_module().attention_backward_sm80_tile(int(kernel.rsplit("_", 1)[1]))[2])
     assert kernel.startswith("attention/cuda/sm80/forward_instance"), f"say how much shared memory {kernel} takes"
     _, head_dim, terms = kernel.rsplit("_", 2)
     return kernels.host_exec_module().attention_forward_sm80_tile(int(head_dim), terms == "true")[2]
 
 
-def test_shared_memory_is_the_tables_and_two_blocks_fit() -> None:
+def test_shared_memory_is_the_tables_and_blocks_fit() -> None:
+    """Two of all but the attention backward, which has one."""
     for kernel, launch in json.loads(TABLE.read_text())["launches"].items():
         assert launch["shared_bytes"] == shared_bytes(kernel)
-        assert 2 * (launch["shared_bytes"] + 1024) <= 164 * 1024  # of an A100's multiprocessor
+        blocks = 1 if "attention/cuda/sm80/backward_instance" in kernel else 2
+        assert blocks * (launch["shared_bytes"] + 1024) <= 164 * 1024  # of an A100's multiprocessor

@@ -73,6 +73,21 @@ FLAGATTN_DEVICE Bytes16 load_global_16(const void* source) {
   return value;
 }
 
+// Reads 16 aligned bytes of global memory that other blocks wrote before they signalled, past the L1 cache
+// (ld.global.cg.v4).
+FLAGATTN_DEVICE Bytes16 load_global_written_16(const void* source) {
+  Bytes16 value;
+#if FLAGATTN_ON_GPU
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.words[0]), "=r"(value.words[1]), "=r"(value.words[2]), "=r"(value.words[3])
+               : "l"(source)
+               : "memory");
+#else
+  host_exec::global_read(&value, source, 16);
+#endif
+  return value;
+}
+
 // Writes 16 aligned bytes of global memory (st.global.v4).
 FLAGATTN_DEVICE void store_global_16(void* destination, const Bytes16& value) {
 #if FLAGATTN_ON_GPU

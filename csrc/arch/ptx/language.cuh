@@ -33,6 +33,18 @@ FLAGATTN_DEVICE int thread_index() {
 #endif
 }
 
+// The same, read anew at every call: what follows from it is computed again where it is needed, instead of being kept
+// in registers around a loop that has none to spare.
+FLAGATTN_DEVICE int thread_index_now() {
+#if FLAGATTN_ON_GPU
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+#else
+  return host_exec::thread_index();
+#endif
+}
+
 // Index of the running block in the (one-dimensional) grid.
 FLAGATTN_DEVICE int block_index() {
 #if FLAGATTN_ON_GPU

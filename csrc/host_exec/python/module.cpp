@@ -10,6 +10,7 @@
 #include "attention/cuda/sm80/heuristics.h"
 #include "attention/params.h"
 #include "host_exec/host_exec.h"
+#include "host_exec/python/attention_backward.h"
 #include "host_exec/python/fused.h"
 
 namespace py = pybind11;
@@ -166,5 +167,6 @@ PYBIND11_MODULE(_host_exec, m) {
   flagattn::bind_params(m);
   flagattn::bind_runner(m);
   flagattn::bind_attention(m);
+  flagattn::bind_attention_backward(m);
   flagattn::bind_fused(m);
 }

@@ -1,0 +1,162 @@
+// Scores on their way to weights, and the weights' gradients on their way to the scores'.
+#pragma once
+
+#include <cmath>
+
+#include "arch/ptx/copy.cuh"
+#include "arch/ptx/math.cuh"
+#include "attention/cuda/sm80/backward_traits.cuh"
+#include "attention/cuda/sm80/shared_tile.cuh"
+#include "attention/cuda/sm80/softmax.cuh"
+
+namespace flagattn::sm80 {
+
+// How a product q . k becomes the exponent of two of its weight: exponent_scale * transform(q . k) - lse log2(e), where
+// the transform is tanh(input_scale q . k) with a soft cap and nothing without.
+struct GradientScale {
+  float exponent_scale;
+  float inverse_exponent_scale;
+  bool caps;
+  float input_scale;
+  float output_scale;  // of dQ and dK
+
+  static GradientScale of(float softmax_scale, float softcap) {
+    const float unit = softcap > 0.0f ? softcap : softmax_scale;
+    return {unit * kLog2E, 1.0f / (unit * kLog2E), softcap > 0.0f, softmax_scale / unit, softmax_scale};
+  }
+};
+
+// Where a thread's elements lie in the tiles of weights and of score gradients.
+template <typename Traits>
+struct ScorePlace {
+  int row;  // in the tile: of the thread's first element
+  int key;
+  ptx::SharedAddress address;  // of it in a tile that begins where shared memory does
+
+  FLAGATTN_DEVICE ScorePlace(ptx::SharedAddress base, const WarpParts<Traits>& warp)
+      : row(warp.query_row + warp.lane / 4),
+        key(warp.key + warp.lane % 4 * 2),
+        address(base + chunk_offset<Traits::kBlockN>(row, key / 8) + key % 8 * 2) {}
+
+  // Of the two elements that begin at [i][j][2 h] of the tile at `tile_offset`.
+  FLAGATTN_DEVICE ptx::SharedAddress pair_at(uint32_t tile_offset, int i, int h, int j) const {
+    return (address ^ static_cast<uint32_t>(j << 4)) + (tile_offset + (16 * i + 8 * h) * Traits::kBlockN * 2);
+  }
+};
+
+// One of the two statistics of the thread's rows, of which `row` is the first.
+template <typename Traits>
+struct RowValues {
+  float of[Traits::kRowTiles][2];
+
+  FLAGATTN_DEVICE RowValues(ptx::SharedAddress values, int row) {
+    FLAGATTN_UNROLL_ALL
+    for (int i = 0; i < Traits::kRowTiles; ++i) {
+      FLAGATTN_UNROLL_ALL
+      for (int h = 0; h < 2; ++h) of[i][h] = ptx::load_shared<float>(values + (row + 16 * i + 8 * h) * 4);
+    }
+  }
+};
+
+// Applies body(i, j, h) to every pair of neighbours, the elements [i][j][2 h] and [i][j][2 h + 1].
+template <typename Traits, typename Body>
+FLAGATTN_DEVICE void for_each_pair(Body&& body) {
+  FLAGATTN_UNROLL_ALL
+  for (int i = 0; i < Traits::kRowTiles; ++i) {
+    FLAGATTN_UNROLL_ALL
+    for (int j = 0; j < Traits::kWarpKeys / 8; ++j) {
+      FLAGATTN_UNROLL_ALL
+      for (int h = 0; h < 2; ++h) body(i, j, h);
+    }
+  }
+}
+
+// scores become exponents.
+template <typename Traits>
+FLAGATTN_DEVICE void find_exponents(typename Traits::Scores& scores, ptx::SharedAddress lse_values,
+                                    const GradientScale& scale, const ScorePlace<Traits>& place) {
+  if (scale.caps) {
+    for_each_pair<Traits>([&](int i, int j, int h) {
+      FLAGATTN_UNROLL_ALL
+      for (int e = 2 * h; e < 2 * h + 2; ++e) {
+        const float power = ptx::exp2_approx(scores[i][j][e] * scale.input_scale * (2.0f * kLog2E));
+        scores[i][j][e] = 1.0f - 2.0f * ptx::reciprocal_approx(power + 1.0f);
+      }
+    });
+  }
+  const RowValues<Traits> lse(lse_values, place.row);
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    FLAGATTN_UNROLL_ALL
+    for (int e = 2 * h; e < 2 * h + 2; ++e) {
+      scores[i][j][e] = std::fma(scores[i][j][e], scale.exponent_scale, -lse.of[i][h]);
+    }
+  });
+}
+
+// Exponents of keys that a row does not see become -inf. The tile begins at row `first_row` and key `first_key`.
+template <typename Traits>
+FLAGATTN_DEVICE void hide_keys(typename Traits::Scores& exponents, const VisibleBand& band,
+                               const ScorePlace<Traits>& place, int first_row, int first_key) {
+  const int thread_diagonal = first_key + place.key - first_row - place.row;
+  const int first_diagonal = band.first_diagonal - thread_diagonal;
+  const int end_diagonal = band.end_diagonal + (planted(Fault::kWrongMaskEdge) ? 1 : 0) - thread_diagonal;
+  const int keys = band.keys - first_key - place.key;
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    FLAGATTN_UNROLL_ALL
+    for (int e = 0; e < 2; ++e) {
+      const int row = 16 * i + 8 * h, key = 8 * j + e;
+      const bool hidden = key - row < first_diagonal || key - row >= end_diagonal || key >= keys;
+      if (hidden) exponents[i][j][2 * h + e] = -INFINITY;
+    }
+  });
+}
+
+// Exponents become weights: rounded to shared memory, and in registers times the slope of the soft cap, 1 - tanh^2.
+template <typename Traits>
+FLAGATTN_DEVICE void store_weights(typename Traits::Scores& exponents, ptx::SharedAddress lse_values,
+                                   const GradientScale& scale, const ScorePlace<Traits>& place) {
+  const auto store = [&](int i, int j, int h) {
+    float* pair = &exponents[i][j][2 * h];
+    pair[0] = ptx::exp2_approx(pair[0]);
+    pair[1] = ptx::exp2_approx(pair[1]);
+    ptx::store_shared(place.pair_at(Traits::kWeights, i, h, j), ptx::pack<typename Traits::Element>(pair[0], pair[1]));
+  };
+  if (!scale.caps) return for_each_pair<Traits>(store);
+  const RowValues<Traits> lse(lse_values, place.row);
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    float* pair = &exponents[i][j][2 * h];
+    float slopes[2];
+    FLAGATTN_UNROLL_ALL
+    for (int e = 0; e < 2; ++e) {
+      const float capped = (pair[e] + lse.of[i][h]) * scale.inverse_exponent_scale;
+      slopes[e] = std::fmax(std::fma(-capped, capped, 1.0f), 0.0f);  // hidden keys: -inf
+    }
+    store(i, j, h);
+    pair[0] *= slopes[0];
+    pair[1] *= slopes[1];
+  });
+}
+
+// The gradients of the weights start at -delta: what their products add up to is then dP - delta.
+template <typename Traits>
+FLAGATTN_DEVICE void start_from_deltas(typename Traits::Scores& dweights, ptx::SharedAddress deltas,
+                                       const ScorePlace<Traits>& place) {
+  const RowValues<Traits> delta(deltas, place.row);
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    dweights[i][j][2 * h] = -delta.of[i][h];
+    dweights[i][j][2 * h + 1] = -delta.of[i][h];
+  });
+}
+
+// The gradients of the scores, rounded to shared memory: weight times slope times (dP - delta).
+template <typename Traits>
+FLAGATTN_DEVICE void store_dscores(const typename Traits::Scores& weights, const typename Traits::Scores& dweights,
+                                   const ScorePlace<Traits>& place) {
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    const float *weight = &weights[i][j][2 * h], *dweight = &dweights[i][j][2 * h];
+    ptx::store_shared(place.pair_at(Traits::kDscores, i, h, j),
+                      ptx::pack<typename Traits::Element>(weight[0] * dweight[0], weight[1] * dweight[1]));
+  });
+}
+
+}  // namespace flagattn::sm80

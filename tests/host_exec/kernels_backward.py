@@ -1,0 +1,35 @@
+"""The attention backward's CUDA kernels on CPU tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flagattn.testing import AttentionCase, AttentionInputs
+from tests.host_exec.builds import host_exec_module
+from tests.host_exec.kernels import attention_params, heads_view, rows_view
+
+
+def attention_backward_sm80(
+    case: AttentionCase, inputs: AttentionInputs, out: Tensor, lse: Tensor, *, dout: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The gradients by the sm_80 kernels from the forward's results, in outputs and a workspace that start as NaN."""
+    module = host_exec_module()
+    params = module.AttentionBackwardParams()
+    params.forward = attention_params(case, inputs, out, lse)
+    params.dout = heads_view(inputs.dout if dout is None else dout)
+    if inputs.dlse is not None:
+        params.dlse = rows_view(inputs.dlse)
+    gradients = {f"d{name}": torch.full_like(inputs.operands[name], torch.nan).contiguous() for name in ("q", "k", "v")}
+    params.dq, params.dk, params.dv = (heads_view(gradient) for gradient in gradients.values())
+    workspace = torch.full((module.attention_backward_sm80_workspace(params.forward),), torch.nan)
+    params.workspace = workspace.data_ptr()
+    module.attention_backward_sm80(params)
+    return gradients
+
+
+def supported_by_sm80(case: AttentionCase) -> bool:
+    """Head dims in multiples of 8 up to 128 and operands on 16-byte borders; the rest raises (test_refusals)."""
+    dims = (case.head_dim, case.value_dim)
+    aligned = {"contiguous", "heads_outside", "interleaved_rows"}
+    return max(dims) <= 128 and all(dim % 8 == 0 for dim in dims) and aligned.issuperset(case.layouts)

@@ -1,0 +1,231 @@
+// Runs the sm_80 attention forward and backward kernels on one problem and compares the gradients with a float64
+// computation. Built plain, with AddressSanitizer and with ThreadSanitizer, and with planted faults; driven by
+// test_sanitizers_backward.py.
+//
+//   run_backward dtype=bf16 head_dim=64 heads_q=4 heads_k=2 lengths=33:70,128:64 [packed=1] [right=0] [left=17]
+//   [softcap=0] [seed=0] [copies=lazy] [workers=1] [resident=0] [fault=missing_barrier]
+//
+// Exits with 1 where a gradient is wrong, with 2 if the runner stopped a kernel, and with a sanitizer's own status if
+// that reported. Faults are planted in the backward only.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "arch/planted_fault.h"
+#include "arch/ptx/convert.cuh"
+#include "arch/ptx/math.cuh"
+#include "attention/cuda/sm80/backward.h"
+#include "attention/cuda/sm80/forward.h"
+#include "attention/mask.h"
+#include "host_exec/host_exec.h"
+
+namespace flagattn {
+namespace {
+
+std::map<std::string, std::string> given;
+double number(const char* name, double otherwise) { return given.count(name) ? std::stod(given[name]) : otherwise; }
+
+// (total rows, heads, head_dim), exactly as large as its contents, so that AddressSanitizer sees the first byte behind.
+struct Operand {
+  int64_t rows, heads, head_dim;
+  bool is_bfloat16 = given["dtype"] != "fp16";
+  uint16_t* data;
+
+  Operand(int64_t rows, int64_t heads, int64_t head_dim) : rows(rows), heads(heads), head_dim(head_dim) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 16, rows * heads * head_dim * 2) != 0) std::abort();
+    data = static_cast<uint16_t*>(memory);
+    std::memset(data, 0xff, rows * heads * head_dim * 2);
+  }
+  ~Operand() { std::free(data); }
+  Operand(const Operand&) = delete;
+
+  void fill(std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < rows * heads * head_dim; ++i) {
+      const float value = normal(random);
+      data[i] = static_cast<uint16_t>(is_bfloat16 ? ptx::pack<BFloat16>(value, 0.0f) : ptx::pack<Float16>(value, 0.0f));
+    }
+  }
+  double at(int64_t row, int64_t head, int64_t column) const {
+    const uint16_t bits = data[(row * heads + head) * head_dim + column];
+    return is_bfloat16 ? ptx::unpack<BFloat16>(bits).low : ptx::unpack<Float16>(bits).low;
+  }
+  HeadsView view(int64_t rows_per_batch) const {
+    return {data, rows_per_batch * heads * head_dim, heads * head_dim, head_dim};
+  }
+};
+
+using Gradient = std::vector<double>;
+
+// Of one row: dP and dS from exact weights.
+void add_row(const AttentionParams& p, const Operand& q, const Operand& k, const Operand& v, const Operand& dout,
+             double dlse, int64_t row, int64_t first_k, int64_t head, const KeyRange& keys, Gradient& dq, Gradient& dk,
+             Gradient& dv) {
+  const int64_t head_k = head / (p.heads_q / p.heads_k);
+  std::vector<double> weights, slopes, dweights;
+  double highest = -INFINITY, sum = 0.0, delta = -dlse;
+  for (int64_t j = keys.begin; j < keys.end; ++j) {
+    double score = 0.0, dweight = 0.0;
+    for (int64_t d = 0; d < p.head_dim; ++d) score += q.at(row, head, d) * k.at(first_k + j, head_k, d);
+    for (int64_t d = 0; d < p.head_dim_v; ++d) dweight += dout.at(row, head, d) * v.at(first_k + j, head_k, d);
+    score *= p.softmax_scale;
+    const double capped = p.softcap > 0.0f ? std::tanh(score / p.softcap) : 0.0;
+    weights.push_back(p.softcap > 0.0f ? p.softcap * capped : score);
+    slopes.push_back((1.0 - capped * capped) * p.softmax_scale);
+    dweights.push_back(dweight);
+    highest = std::fmax(highest, weights.back());
+  }
+  for (double& weight : weights) sum += weight = std::exp(weight - highest);
+  for (size_t i = 0; i < weights.size(); ++i) delta += (weights[i] /= sum) * dweights[i];
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t key = first_k + keys.begin + static_cast<int64_t>(i);
+    const double dscore = weights[i] * (dweights[i] - delta) * slopes[i];
+    for (int64_t d = 0; d < p.head_dim; ++d) {
+      dq[(row * p.heads_q + head) * p.head_dim + d] += dscore * k.at(key, head_k, d);
+      dk[(key * p.heads_k + head_k) * p.head_dim + d] += dscore * q.at(row, head, d);
+    }
+    for (int64_t d = 0; d < p.head_dim_v; ++d) {
+      dv[(key * p.heads_k + head_k) * p.head_dim_v + d] += weights[i] * dout.at(row, head, d);
+    }
+  }
+}
+
+// P, dS and the results are rounded to 16 bits, and so was the output that delta is made of.
+bool is_close(const char* name, const Operand& ours, const Gradient& expected) {
+  double error = 0.0, largest = 0.0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double difference = std::fabs(ours.at(0, 0, static_cast<int64_t>(i)) - expected[i]);
+    error = difference <= error ? error : std::isnan(difference) ? INFINITY : difference;
+    largest = std::fmax(largest, std::fabs(expected[i]));
+  }
+  const double bound = 6.0 * (ours.is_bfloat16 ? 0x1p-8 : 0x1p-11) * largest;
+  std::printf("%s error %.3e (bound %.3e) ", name, error, bound);
+  return error <= bound;
+}
+
+int run() {
+  std::vector<int64_t> lengths_q, lengths_k;
+  const std::string lengths = given.count("lengths") ? given["lengths"] : "64:64";
+  for (const char* cursor = lengths.c_str(); *cursor != '\0';) {
+    char* end;
+    lengths_q.push_back(std::strtoll(cursor, &end, 10));
+    lengths_k.push_back(std::strtoll(end + 1, &end, 10));
+    cursor = *end == ',' ? end + 1 : end;
+  }
+  std::vector<int32_t> cu_q{0}, cu_k{0};
+  for (size_t b = 0; b < lengths_q.size(); ++b) {
+    cu_q.push_back(cu_q.back() + static_cast<int32_t>(lengths_q[b]));
+    cu_k.push_back(cu_k.back() + static_cast<int32_t>(lengths_k[b]));
+  }
+  const int64_t total_q = cu_q.back(), total_k = cu_k.back();
+
+  AttentionBackwardParams params;
+  AttentionParams& p = params.forward;
+  p.dtype = given["dtype"] == "fp16" ? DType::kFloat16 : DType::kBFloat16;
+  p.batch = static_cast<int64_t>(lengths_q.size());
+  p.heads_q = static_cast<int64_t>(number("heads_q", 2));
+  p.heads_k = static_cast<int64_t>(number("heads_k", 1));
+  p.head_dim = static_cast<int64_t>(number("head_dim", 64));
+  p.head_dim_v = static_cast<int64_t>(number("head_dim_v", static_cast<double>(p.head_dim)));
+  p.seqlen_q = *std::max_element(lengths_q.begin(), lengths_q.end());
+  p.seqlen_k = *std::max_element(lengths_k.begin(), lengths_k.end());
+  p.mask = {static_cast<int64_t>(number("left", -1)), static_cast<int64_t>(number("right", -1))};
+  p.softcap = static_cast<float>(number("softcap", 0));
+  p.softmax_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(p.head_dim)));
+  const bool packed = number("packed", 0) != 0;
+  if (packed) {
+    p.cu_seqlens_q = cu_q.data();
+    p.cu_seqlens_k = cu_k.data();
+    p.total_q = total_q;
+    p.total_k = total_k;
+  }
+  Operand q(total_q, p.heads_q, p.head_dim), k(total_k, p.heads_k, p.head_dim), v(total_k, p.heads_k, p.head_dim_v);
+  Operand out(total_q, p.heads_q, p.head_dim_v), dout(total_q, p.heads_q, p.head_dim_v);
+  Operand dq(total_q, p.heads_q, p.head_dim), dk(total_k, p.heads_k, p.head_dim), dv(total_k, p.heads_k, p.head_dim_v);
+  std::mt19937 random(7);
+  for (Operand* operand : {&q, &k, &v, &dout}) operand->fill(random);
+  std::vector<float> lse(total_q * p.heads_q, NAN), dlse(total_q * p.heads_q);
+  for (float& value : dlse) value = std::normal_distribution<float>()(random);
+  const auto rows = [&](std::vector<float>& values) {
+    return packed ? RowsView{values.data(), 0, total_q} : RowsView{values.data(), p.heads_q * p.seqlen_q, p.seqlen_q};
+  };
+  p.q = q.view(p.seqlen_q), p.k = k.view(p.seqlen_k), p.v = v.view(p.seqlen_k), p.out = out.view(p.seqlen_q);
+  p.lse = rows(lse), params.dlse = rows(dlse), params.dout = dout.view(p.seqlen_q);
+  params.dq = dq.view(p.seqlen_q), params.dk = dk.view(p.seqlen_k), params.dv = dv.view(p.seqlen_k);
+  std::vector<float> workspace(sm80::attention_backward_workspace(p), NAN);
+  params.workspace = workspace.data();
+
+  const Fault fault = planted_fault;
+  planted_fault = Fault::kNone;
+  Status status = sm80::run_attention_forward(p, {});
+  planted_fault = fault;
+  if (status.ok()) status = sm80::run_attention_backward(params, {});
+  if (!status.ok()) {
+    std::printf("stopped: %s\n", status.message.c_str());
+    return 2;
+  }
+
+  Gradient ref_dq(total_q * p.heads_q * p.head_dim), ref_dk(total_k * p.heads_k * p.head_dim);
+  Gradient ref_dv(total_k * p.heads_k * p.head_dim_v);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const MaskShape shape{lengths_q[b], lengths_k[b], p.mask};
+    for (int64_t head = 0; head < p.heads_q; ++head) {
+      for (int64_t i = 0; i < lengths_q[b]; ++i) {
+        const int64_t row = cu_q[b] + i;
+        const float row_dlse = packed ? dlse[head * total_q + row] : dlse[(b * p.heads_q + head) * p.seqlen_q + i];
+        add_row(p, q, k, v, dout, row_dlse, row, cu_k[b], head, shape.keys_of_row(i), ref_dq, ref_dk, ref_dv);
+      }
+    }
+  }
+  const bool right = static_cast<int>(is_close("dq", dq, ref_dq)) & static_cast<int>(is_close("dk", dk, ref_dk)) &
+                     static_cast<int>(is_close("dv", dv, ref_dv));
+  std::printf("\n");
+  return right ? 0 : 1;
+}
+
+Fault fault_named(const std::string& name) {
+  const std::map<std::string, Fault> faults = {
+      {"", Fault::kNone},
+      {"missing_barrier", Fault::kMissingBarrier},
+      {"missing_scores_barrier", Fault::kMissingScoresBarrier},
+      {"missing_copy_wait", Fault::kMissingCopyWait},
+      {"early_slot_release", Fault::kEarlySlotRelease},
+      {"missing_global_wait", Fault::kMissingGlobalWait},
+      {"missing_signal", Fault::kMissingSignal},
+      {"missing_warp_sync", Fault::kMissingWarpSync},
+      {"wrong_order", Fault::kWrongOrder},
+      {"wrong_swizzle", Fault::kWrongSwizzle},
+      {"wrong_mask_edge", Fault::kWrongMaskEdge},
+      {"stray_read", Fault::kStrayRead},
+      {"stray_write", Fault::kStrayWrite},
+  };
+  return faults.at(name);
+}
+
+}  // namespace
+}  // namespace flagattn
+
+int main(int argc, char** argv) {
+  using namespace flagattn;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const size_t equals = argument.find('=');
+    given[argument.substr(0, equals)] = argument.substr(equals + 1);
+  }
+  host_exec::Options& options = host_exec::options();
+  options.seed = static_cast<uint32_t>(number("seed", 0));
+  options.workers = static_cast<int>(number("workers", 1));
+  options.resident = static_cast<int>(number("resident", 0));
+  options.copies = given["copies"] == "eager"    ? host_exec::CopyTiming::kEager
+                   : given["copies"] == "random" ? host_exec::CopyTiming::kRandom
+                                                 : host_exec::CopyTiming::kLazy;
+  planted_fault = fault_named(given["fault"]);
+  return run();
+}

@@ -1,0 +1,209 @@
+"""The sm_80 attention backward kernels, executed on the CPU, against the oracle over the shared case list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from flagattn.testing import (
+    DENSE_CASES,
+    VARLEN_CASES,
+    AttentionCase,
+    AttentionInputs,
+    assert_all_close_to_oracle,
+    attention_by_reference,
+    make_inputs,
+)
+from tests.host_exec import kernels, kernels_backward
+
+OUTSIDE, INTERLEAVED = "heads_outside", "interleaved_rows"  # of the layouts those on 16-byte borders
+OWN_CASES = (
+    AttentionCase("aligned_layouts", 77, 141, batch=2, heads_q=4, causal=True, layouts=(OUTSIDE, INTERLEAVED) * 2),
+    AttentionCase("aligned_layouts_dim_40", 70, 70, batch=2, head_dim=40, head_dim_v=24, layouts=(INTERLEAVED,) * 4),
+    AttentionCase("dim_128_gqa", 150, 300, heads_q=6, head_dim=128, causal=True, lse_gradient=True),
+    AttentionCase("window_three_tiles", 300, 500, heads_q=4, head_dim=128, window_size=(150, 20)),
+    AttentionCase(
+        "unused_rows_behind",
+        lengths=((50, 60), (31, 20)),
+        causal=True,
+        unused_rows=300,
+        layouts=(INTERLEAVED,) * 4,
+    ),
+)
+CASES = [case for case in (*DENSE_CASES, *VARLEN_CASES, *OWN_CASES) if kernels_backward.supported_by_sm80(case)]
+SCHEDULES = [{"seed": seed, "copies": copies} for seed, copies in product((0, 1, 2), ("eager", "lazy", "random"))]
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+def backward_of(case: AttentionCase, inputs: AttentionInputs) -> dict[str, Tensor]:
+    """The kernels' gradients, from the results of the forward kernel."""
+    return kernels_backward.attention_backward_sm80(case, inputs, **kernels.attention_forward_sm80(case, inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
+def test_matches_the_oracle(index: int, dtype: torch.dtype) -> None:
+    """Every case under a schedule of its own."""
+    kernels.set_schedule(**SCHEDULES[(index + DTYPES.index(dtype)) % len(SCHEDULES)])
+    case = CASES[index]
+    inputs = make_inputs(case, dtype)
+    ours = backward_of(case, inputs)
+    plain = attention_by_reference(case, inputs, dtype)
+    ref64 = attention_by_reference(case, inputs, torch.float64)
+    assert_all_close_to_oracle(ours, {name: plain[name] for name in ours}, {name: ref64[name] for name in ours})
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_bits_do_not_depend_on_the_schedule(head_dim: int) -> None:
+    """Nor on how many blocks run at once: dQ is added up in the order of the key tiles."""
+    case = AttentionCase("schedules", 140, 300, heads_q=4, heads_k=2, head_dim=head_dim, causal=True)
+    inputs = make_inputs(case, torch.bfloat16)
+    forward = kernels.attention_forward_sm80(case, inputs)
+    results = []
+    for workers, schedule in enumerate(SCHEDULES):
+        kernels.set_schedule(**schedule, workers=1 + workers % 3)
+        results.append(kernels_backward.attention_backward_sm80(case, inputs, **forward))
+    for result in results[1:]:
+        assert all(torch.equal(result[name], results[0][name]) for name in result)
+
+
+def test_bits_do_not_depend_on_the_batch() -> None:
+    case = AttentionCase("batch", 140, 300, batch=3, heads_q=4, heads_k=2, causal=True)
+    inputs = make_inputs(case, torch.bfloat16)
+    kernels.set_schedule()
+    whole = backward_of(case, inputs)
+    alone = replace(
+        inputs, operands={name: operand[2:] for name, operand in inputs.operands.items()}, dout=inputs.dout[2:]
+    )
+    for name, gradient in backward_of(replace(case, batch=1), alone).items():
+        assert torch.equal(gradient, whole[name][2:])
+
+
+def test_rows_that_see_nothing_take_no_gradient_whatever_they_hold() -> None:
+    case = AttentionCase("nan_rows", 200, 70, causal=True)
+    inputs = make_inputs(case, torch.bfloat16)
+    kernels.set_schedule()
+    forward = kernels.attention_forward_sm80(case, inputs)
+    expected = kernels_backward.attention_backward_sm80(case, inputs, **forward)
+    q, dout = inputs.operands["q"].clone(), inputs.dout.clone()
+    q[:, :130], dout[:, :130] = torch.nan, torch.inf
+    forward["out"][:, :130] = torch.nan
+    hurt = replace(inputs, operands=inputs.operands | {"q": q}, dout=dout)
+    ours = kernels_backward.attention_backward_sm80(case, hurt, **forward)
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+    assert not ours["dq"][:, :130].any()
+
+
+def test_wrong_offsets_reach_no_memory_outside() -> None:
+    """Offsets that point outside, fall or exceed max_seqlen give wrong numbers at most."""
+    case = AttentionCase("clamped", lengths=((40, 40), (30, 30)), causal=True)
+    inputs = make_inputs(case, torch.bfloat16)
+    forward = kernels.attention_forward_sm80(case, inputs)
+    for wrong in ([0, 1000, 70], [-5, 40, 70], [0, 40, 20], [60, 10, 1 << 30], [0, 40, 2**31 - 1]):
+        for name in ("cu_seqlens_q", "cu_seqlens_k"):
+            bad = replace(inputs, **{name: torch.tensor(wrong, dtype=torch.int32)})
+            assert kernels_backward.attention_backward_sm80(case, bad, **forward)["dq"].shape == (70, case.heads_q, 64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"head_dim": 59}, "q has head dimension 59; the gradient of attention on CUDA supports multiples of 8"),
+        ({"head_dim": 160}, "q has head dimension 160; "),
+        ({"layouts": (*("contiguous",) * 3, "odd_offset")}, "dout does not start at, or step in, multiples of 16"),
+    ],
+)
+def test_refusals(fields: dict, message: str) -> None:
+    case = AttentionCase("refused", 20, 20, **fields)
+    inputs = make_inputs(case, torch.bfloat16)
+    out, lse = torch.empty(1, 20, case.heads_q, case.value_dim, dtype=torch.bfloat16), torch.zeros(1, case.heads_q, 20)
+    with pytest.raises(RuntimeError, match=message):
+        kernels_backward.attention_backward_sm80(case, inputs, out, lse)
+
+
+# ---- Counters and tiles
+
+
+MASKS = [{}, {"causal": True}, {"window_size": (40, 0)}, {"window_size": (30, 200)}, {"window_size": (-1, 5)}]
+
+
+def seen_elements(seqlen_q: int, seqlen_k: int, mask: dict) -> Tensor:
+    left, right = mask.get("window_size", (-1, -1))
+    right = 0 if mask.get("causal") else right
+    distance = torch.arange(seqlen_q)[:, None] + seqlen_k - seqlen_q - torch.arange(seqlen_k)
+    seen = torch.ones_like(distance, dtype=torch.bool)
+    if left >= 0:
+        seen &= distance <= left
+    if right >= 0:
+        seen &= distance >= -right
+    return seen
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize(("block_m", "block_n"), [(128, 128), (64, 128), (16, 32)])
+def test_tiles_are_those_with_a_visible_element(mask: dict, block_m: int, block_n: int) -> None:
+    module = kernels.host_exec_module()
+    for seqlen_q, seqlen_k in product((0, 1, 63, 128, 129, 300), repeat=2):
+        left, right = mask.get("window_size", (-1, -1))
+        shape = module.MaskParams(left, 0 if mask.get("causal") else right)
+        of_keys, of_queries, first_row = module.attention_backward_sm80_tiles(
+            seqlen_q, seqlen_k, shape, block_m, block_n
+        )
+        seen = seen_elements(seqlen_q, seqlen_k, mask)
+        for n, (first, end) in enumerate(of_keys):
+            rows = seen[:, n * block_n : (n + 1) * block_n].any(1)
+            visited = [m for m in range(len(of_queries)) if rows[m * block_m : (m + 1) * block_m].any()]
+            assert visited == list(range(first, end))
+        for m, (first, end, covered) in enumerate(of_queries):
+            rows = seen[m * block_m : (m + 1) * block_m]
+            tiles = [rows[:, n * block_n : (n + 1) * block_n] for n in range(len(of_keys))]
+            assert [n for n, tile in enumerate(tiles) if tile.any()] == list(range(first, end))
+            whole = [bool(tile.all()) and tile.shape[1] == block_n for tile in tiles]
+            assert all(not is_covered or is_whole for is_covered, is_whole in zip(covered, whole, strict=True))
+            if rows.shape[0] == block_m:
+                assert covered == whole
+        if seqlen_k > 0:
+            assert not seen[:first_row].any() and seen[first_row:].any(1).all()
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(256, 256), (130, 400), (300, 70)])
+def test_work_is_what_the_mask_leaves(seqlen_q: int, seqlen_k: int, mask: dict, head_dim: int) -> None:
+    """Five products of every tile with a visible element and no other; no bank conflicts; bytes are minimal."""
+    group = 2
+    case = AttentionCase("counted", seqlen_q, seqlen_k, heads_q=group, heads_k=1, head_dim=head_dim, **mask)
+    kernels.set_schedule()
+    backward_of(case, make_inputs(case, torch.bfloat16))
+    done = kernels.counters()
+    block_m, block_n, _ = kernels.host_exec_module().attention_backward_sm80_tile(head_dim)
+    seen = seen_elements(seqlen_q, seqlen_k, mask)
+    pairs = [
+        (m, n)
+        for m, n in product(range(-(-seqlen_q // block_m)), range(-(-seqlen_k // block_n)))
+        if seen[m * block_m : (m + 1) * block_m, n * block_n : (n + 1) * block_n].any()
+    ]
+    tiles = len(pairs) * group
+    assert done["matrix_flops"] == tiles * 5 * 2 * block_m * block_n * head_dim
+    assert done["bank_conflicts"] == 0
+
+    # A pair of tiles reads its queries, output gradients and statistics. All pairs of a tile of queries but the first
+    # read what was added to dQ so far in fp32, all but the last write it; the last writes dQ. Keys and values are read
+    # once for each tile that is seen, and their gradients written once for all.
+    rows_of = [min(block_m, seqlen_q - m * block_m) - max(0, int((~seen.any(1)).sum()) - m * block_m) for m, _ in pairs]
+    key_tiles = {n for _, n in pairs}
+    keys = sum(min(block_n, seqlen_k - n * block_n) for n in key_tiles)
+    query_tiles = {m for m, _ in pairs}
+    turns = (len(pairs) - len(query_tiles)) * group
+    passed_on = turns * block_m * head_dim * 4
+    read = 2 * keys * head_dim * 2 + group * sum(rows_of) * 2 * head_dim * 2 + tiles * block_m * 8 + passed_on
+    rows = sum(min(block_m, seqlen_q - m * block_m) for m in query_tiles)
+    written = 2 * seqlen_k * head_dim * 2 + group * rows * head_dim * 2 + passed_on
+    assert done["global_bytes_read"] == read
+    signals = turns * 8  # one per warp, of 4 bytes
+    assert done["global_bytes_written"] == written + 4 * signals
+    assert done["global_sectors_read"] == read // 32 and done["global_sectors_written"] == written // 32 + signals

@@ -1,0 +1,67 @@
+"""The attention backward under AddressSanitizer and ThreadSanitizer, and the faults that one build must catch."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.host_exec.builds import run_program
+
+PROBLEMS = (
+    "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=140:290 right=0",
+    "dtype=fp16 head_dim=128 heads_q=2 heads_k=2 lengths=131:150",
+    "dtype=fp16 head_dim=64 heads_q=4 heads_k=2 lengths=130:190,65:65,0:5,7:0,90:33 packed=1 right=0",
+    "dtype=bf16 head_dim=80 head_dim_v=40 heads_q=2 heads_k=2 lengths=129:300 left=140 right=3 softcap=5",
+)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["seed=0 copies=lazy workers=2", "seed=2 copies=random workers=2"], ids=lambda s: s[:6]
+)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.split(" lengths")[0].replace(" ", ","))
+@pytest.mark.parametrize("build", ["asan", "tsan"])
+def test_no_report(build: str, problem: str, schedule: str) -> None:
+    done = run_program("run_backward", build, *problem.split(), *schedule.split())
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+# Fault -> the builds that must catch it, with what they say.
+FAULTS = {
+    "missing_barrier": {"tsan": "data race"},
+    "missing_scores_barrier": {"tsan": "data race"},
+    "missing_copy_wait": {"plain": "without having waited for its cp.async", "tsan": "data race"},
+    "early_slot_release": {"tsan": "data race"},
+    "missing_global_wait": {"tsan": "data race"},
+    "missing_signal": {"plain": "stopped"},
+    "missing_warp_sync": {"tsan": "data race"},
+    "wrong_order": {"plain": "stopped"},
+    "wrong_swizzle": {"plain": "dq error"},
+    "wrong_mask_edge": {"plain": "dq error"},
+    "stray_read": {"asan": "heap-buffer-overflow"},
+    "stray_write": {"asan": "heap-buffer-overflow"},
+}
+# Blocks start in order, and a GPU may hold one at a time: a block that waits for a later one waits forever.
+OF_THE_FAULTS = "dtype=bf16 head_dim=64 heads_q=4 lengths=100:190,5:0 packed=1 right=0 resident=1"
+
+
+@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, builds in FAULTS.items() for build in builds])
+def test_planted_fault_is_caught(fault: str, build: str) -> None:
+    resident = "resident=0 workers=2 seed=1" if fault in ("missing_global_wait", "missing_warp_sync") else ""
+    done = run_program("run_backward", build, *OF_THE_FAULTS.split(), *resident.split(), f"fault={fault}")
+    assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
+    assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
+    if build != "plain":
+        assert "csrc/attention/cuda/sm80/" in done.stdout, "the report does not name the kernel's line"
+
+
+def test_the_problem_of_the_faults_is_right_without_one() -> None:
+    for build in ("plain", "asan", "tsan"):
+        done = run_program("run_backward", build, *OF_THE_FAULTS.split())
+        assert done.returncode == 0, done.stdout[:4000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 101))
+def test_no_false_alarm(seed: int) -> None:
+    problem = "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=140:190,5:0,33:70 packed=1 right=0"
+    done = run_program("run_backward", "tsan", *problem.split(), f"seed={seed}", "copies=random", "workers=2")
+    assert done.returncode == 0, done.stdout[:4000]
