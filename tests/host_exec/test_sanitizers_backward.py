@@ -39,17 +39,19 @@ FAULTS = {
     "stray_read": {"asan": "heap-buffer-overflow"},
     "stray_write": {"asan": "heap-buffer-overflow"},
 }
+# These meet in memory that was written by another block: of inlined accesses a report may not tell the kernel's line.
+BETWEEN_BLOCKS = ("missing_global_wait", "missing_warp_sync")
 # Blocks start in order, and a GPU may hold one at a time: a block that waits for a later one waits forever.
 OF_THE_FAULTS = "dtype=bf16 head_dim=64 heads_q=4 lengths=100:190,5:0 packed=1 right=0 resident=1"
 
 
 @pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, builds in FAULTS.items() for build in builds])
 def test_planted_fault_is_caught(fault: str, build: str) -> None:
-    resident = "resident=0 workers=2 seed=1" if fault in ("missing_global_wait", "missing_warp_sync") else ""
+    resident = "resident=0 workers=2 seed=1" if fault in BETWEEN_BLOCKS else ""
     done = run_program("run_backward", build, *OF_THE_FAULTS.split(), *resident.split(), f"fault={fault}")
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
     assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
-    if build != "plain":
+    if build != "plain" and fault not in BETWEEN_BLOCKS:
         assert "csrc/attention/cuda/sm80/" in done.stdout, "the report does not name the kernel's line"
 
 
