@@ -23,7 +23,7 @@ _DENSE = "(batch, seqlen, heads, head_dim)"
 _PACKED = "(total, heads, head_dim)"
 _CACHE = "(rows, capacity, heads, head_dim)"
 _PAGES = "(pages, page_size, heads, head_dim)"
-_DEVICES = ("cpu", "meta")
+_DEVICES = ("cpu", "cuda", "meta")
 
 
 def refuse_gradients(function: str, *operands: Any) -> None:
@@ -80,7 +80,7 @@ def _looked_at_one_by_one(
         if cache.stride(-1) != 1 and cache.shape[-1] > 1:
             raise ValueError(f"{name} has strides {cache.stride()}; its last dimension must be contiguous")
     if q.device.type not in _DEVICES:
-        raise NotImplementedError(f"{names[0]} is on {q.device}; attention over caches runs on the CPU only so far")
+        raise NotImplementedError(f"{names[0]} is on {q.device}; attention over caches runs on CPU and CUDA")
     head_dim, head_dim_v = q.shape[-1], v_cache.shape[-1]
     came = (
         f"{names[0]} has shape {tuple(q.shape)}, {names[1]} {tuple(k_cache.shape)}, {names[2]} {tuple(v_cache.shape)}"

@@ -171,14 +171,14 @@ def flash_attn_varlen_func(
 
     Returns:
         out (total_q, heads_q, head_dim_v) in q's dtype, and where asked for lse (heads_q, total_q) in float32. Rows
-        behind the last sequence are 0 and -inf, and take no gradient. With pages the bits are those of the same keys
-        packed.
+        behind the last sequence are 0 and -inf, and take no gradient. With pages on the CPU the bits are those of the
+        same keys packed.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
         RuntimeError: on the CPU, cu_seqlens does not rise from 0, or exceeds the tensors or the maximal length; a
             sequence has more keys than its pages hold, or a page that is none. In a backward with block_table.
-        NotImplementedError: with block_table, dropout_p is not 0 or the operands are not on the CPU.
+        NotImplementedError: with block_table, dropout_p is not 0, or the operands are neither on CPU nor on CUDA.
 
     Differentiable once in q, k, v and sinks, through out and lse, but not with block_table. Under autocast q, k, v are
     cast to its dtype; with block_table q is cast to the pages' dtype.

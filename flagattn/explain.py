@@ -173,8 +173,12 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     if copies:
         explanation.details["copies"] = "; ".join(copies)
     if q.device.type != "cpu":
-        if q.device.type == "cuda" and name not in _CACHED:
-            explanation.details["forward"] = _cuda_forward(max(q.shape[-1], v.shape[-1]), name, arguments)
+        if q.device.type == "cuda":
+            head_dim = max(q.shape[-1], v.shape[-1])
+            over_cache = name in _CACHED or arguments.get("block_table") is not None
+            explanation.details["forward"] = (
+                _cuda_decode(head_dim, q, k, arguments) if over_cache else _cuda_forward(head_dim, name, arguments)
+            )
         return explanation
 
     if name in _CACHED:
@@ -217,11 +221,29 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
     return _with_backward(explanation, plan, name, arguments)
 
 
+def _cuda_width(head_dim: int) -> int:
+    return next(width for width in (64, 96, 128, 192, 256) if head_dim <= width)
+
+
+def _cuda_decode(head_dim: int, q: Tensor, k: Tensor, arguments: dict[str, Any]) -> str:
+    """As csrc/attention/cuda/sm80/decode_schedule.h cuts the work."""
+    group = q.shape[-2] // k.shape[-2]
+    columns = group * (q.shape[1] if q.dim() == 4 else arguments["max_seqlen_q"])
+    keys = k.shape[1] * (1 if arguments["block_table"] is None else arguments["block_table"].shape[1])
+    width = _cuda_width(head_dim)
+    text = (
+        f"the {group} query heads of a key/value head as columns of one tile of 64 against tiles of "
+        f"{32 if width > 128 else 64} keys, channels padded to {width}"
+    )
+    if q.dim() == 4 and (columns > 64 or keys <= 512):
+        return text + "; one block leads all keys past a tile of columns"
+    splits = f"; up to {-(-keys // 512)} splits of 512 keys, merged in their order by a second kernel"
+    return text + splits + ("" if q.dim() == 4 else ", for sequences of up to 64 columns")
+
+
 def _cuda_forward(head_dim: int, name: str, arguments: dict[str, Any]) -> str:
     """As csrc/attention/cuda/sm80/heuristics.h chooses."""
-    width = next((width for width in (64, 96, 128, 192, 256) if head_dim <= width), None)
-    if width is None:
-        return f"none: the head dimension is {head_dim}, and the kernels take up to 256"
+    width = _cuda_width(head_dim)
     terms = [term for term in ("attn_mask", "alibi_slopes", "dropout_p") if _is_given(arguments.get(term))]
     keys, rows = (32, 64) if width > 128 else (64, 64 if terms else 128)
     text = f"blocks of {rows} query rows of a head against tiles of {keys} keys, columns padded to {width}"
@@ -305,6 +327,14 @@ def _on_device(name: str, cpu_source: str, operand: Tensor) -> Explanation:
                 explanation.others[f"level {level}"] = info.cpu_level_reason if built else "not in this build"
         explanation.others["CUDA"] = "the operands are on the CPU"
         return explanation
+    if device == "cuda" and name in _CACHED:
+        return Explanation(
+            name,
+            "csrc/attention/cuda/sm80, over caches",
+            f"the operands are on {operand.device}; built for {', '.join(info.cuda_archs) or 'no architecture'}",
+            details={"backward": "none: caches are written in place"},
+            others={"CPU": "kernels never move operands between devices"},
+        )
     if device == "cuda" and (name in _ATTENTION or name in _PIECEWISE):
         return Explanation(
             name,

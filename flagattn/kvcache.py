@@ -106,9 +106,10 @@ def flash_attn_with_kvcache(
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
         RuntimeError: on the CPU, and before anything is written: lengths, paddings, indices or pages outside the cache,
-            positions outside the rotary tables, or new rows for a batch row or page that is used twice. An operand that
-            requires gradient.
-        NotImplementedError: the operands are not on the CPU.
+            positions outside the rotary tables, or new rows for a batch row or page that is used twice (on CUDA what
+            lies outside is clamped, and new rows outside are not written). An operand that requires gradient. On CUDA
+            float32, or operands that do not lie on 16-byte borders.
+        NotImplementedError: the operands are neither on CPU nor on CUDA.
 
     Not differentiable: caches change in place. Under autocast q, k and v are cast to the cache's dtype.
 

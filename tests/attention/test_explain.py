@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flagattn
 
@@ -128,3 +129,16 @@ def test_what_joins_the_scores() -> None:
     ):
         assert word in flagattn.explain("scaled_dot_product_attention", *heads_first, mask).details["scores"]
     assert "scores" not in flagattn.explain("flash_attn_func", x, x, x).details
+
+
+def test_caches_on_cuda() -> None:
+    """Told without a GPU, on tensors without memory."""
+    with FakeTensorMode():
+        q, cache = (
+            torch.empty(shape, dtype=torch.bfloat16, device="cuda") for shape in ((2, 1, 8, 64), (2, 3000, 2, 64))
+        )
+        decoded = flagattn.explain("flash_attn_with_kvcache", q, cache, cache)
+        assert decoded.kernel == "csrc/attention/cuda/sm80, over caches" and "none" in decoded.details["backward"]
+        assert "up to 6 splits of 512 keys" in decoded.details["forward"]
+        short = flagattn.explain("flash_attn_with_kvcache", q, cache[:, :512], cache[:, :512])
+        assert "one block leads all keys" in short.details["forward"]

@@ -29,15 +29,20 @@ Table = dict[str, dict[str, dict[str, int]]]
 
 
 def named(source: str, functions: list[str]) -> dict[str, str]:
-    """Entry function -> its name in the table: the source file, and the kernel where there are several in it."""
+    """Entry function -> its name in the table: the source file, and the kernel where there are several in it.
+
+    A kernel that a file has for both dtypes is named with its dtype.
+    """
     if len(functions) == 1:
         return {functions[0]: source}
     names = {}
     for function in functions:
         kernel = re.search(r"\d([a-z_]+_kernel)", function)
         assert kernel is not None, function
-        numbers = re.findall(r"L[ib](\d+)E", function)
-        names[function] = f"{source}:{kernel[1]}" + (f"<{','.join(numbers)}>" if numbers else "")
+        arguments = re.findall(r"L[ib](\d+)E", function)
+        if sum(f"{kernel[1]}I" in other for other in functions) > 1 and not arguments:
+            arguments = re.findall(r"B?Float16", function)
+        names[function] = f"{source}:{kernel[1]}" + (f"<{','.join(arguments)}>" if arguments else "")
     return names
 
 
@@ -95,6 +100,10 @@ def shared_bytes(kernel: str) -> int:
         return 0
     if kernel.startswith("attention/cuda/sm80/backward_instance"):
         return int(kernels.host_exec_module().attention_backward_sm80_tile(int(kernel.rsplit("_", 1)[1]))[2])
+    if kernel.startswith(("attention/cuda/sm80/decode:", "attention/cuda/sm80/append:")):
+        return 0
+    if kernel.startswith("attention/cuda/sm80/decode_instance"):
+        return int(kernels.host_exec_module().attention_decode_sm80_tile(int(kernel.rsplit("_", 1)[1]))[2])
     assert kernel.startswith("attention/cuda/sm80/forward_instance"), f"say how much shared memory {kernel} takes"
     _, head_dim, terms = kernel.rsplit("_", 2)
     return kernels.host_exec_module().attention_forward_sm80_tile(int(head_dim), terms == "true")[2]

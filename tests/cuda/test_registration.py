@@ -8,6 +8,13 @@ import torch
 from flagattn import _load
 
 ATTENTION = ("attention_forward", "attention_backward", "piecewise_forward", "piecewise_backward")
+CACHED = (
+    "attention_kvcache",
+    "attention_kvcache_varlen",
+    "attention_kvcache_append",
+    "piecewise_kvcache",
+    "piecewise_kvcache_append",
+)
 FUSED = (
     "rms_norm",
     "add_rms_norm",
@@ -19,7 +26,7 @@ FUSED = (
 )
 
 
-@pytest.mark.parametrize("op", [*ATTENTION, *FUSED])
+@pytest.mark.parametrize("op", [*ATTENTION, *CACHED, *FUSED])
 def test_ops_are_registered(op: str) -> None:
     loaded = _load.load_cuda()
     if loaded.cuda is None:

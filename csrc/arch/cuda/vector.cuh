@@ -73,7 +73,7 @@ FLAGATTN_DEVICE void load_columns(const void* row, DType dtype, int column, int 
       std::memcpy(&values[i], four.words, sizeof four.words);
     } else {
       const void* source = static_cast<const uint16_t*>(row) + column + i;
-      const auto four = ptx::load_element(static_cast<const ptx::Bytes8*>(source));
+      const auto four = ptx::load_global(static_cast<const ptx::Bytes8*>(source));
       FLAGATTN_UNROLL_ALL
       for (int k = 0; k < 2; ++k) {
         const bool is_bfloat16 = dtype == DType::kBFloat16;
@@ -88,16 +88,16 @@ FLAGATTN_DEVICE void load_columns(const void* row, DType dtype, int column, int 
 // ---- Elements of any row
 
 FLAGATTN_DEVICE float load_number(const void* data, DType dtype, int64_t index) {
-  if (dtype == DType::kFloat32) return ptx::load_element(static_cast<const float*>(data) + index);
-  const uint32_t bits = ptx::load_element(static_cast<const uint16_t*>(data) + index);
+  if (dtype == DType::kFloat32) return ptx::load_global(static_cast<const float*>(data) + index);
+  const uint32_t bits = ptx::load_global(static_cast<const uint16_t*>(data) + index);
   return dtype == DType::kBFloat16 ? ptx::unpack<BFloat16>(bits).low : ptx::unpack<Float16>(bits).low;
 }
 
 // Rounds it first.
 FLAGATTN_DEVICE void store_number(void* data, DType dtype, int64_t index, float value) {
-  if (dtype == DType::kFloat32) return ptx::store_element(static_cast<float*>(data) + index, value);
+  if (dtype == DType::kFloat32) return ptx::store_global(static_cast<float*>(data) + index, value);
   const uint32_t bits = dtype == DType::kBFloat16 ? ptx::pack<BFloat16>(value, 0.0f) : ptx::pack<Float16>(value, 0.0f);
-  ptx::store_element(static_cast<uint16_t*>(data) + index, static_cast<uint16_t>(bits));
+  ptx::store_global(static_cast<uint16_t*>(data) + index, static_cast<uint16_t>(bits));
 }
 
 FLAGATTN_DEVICE float rounded_to(DType dtype, float value) {

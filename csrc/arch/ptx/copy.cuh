@@ -160,10 +160,11 @@ FLAGATTN_DEVICE Value load_global(const Value* source) {
 #endif
 }
 
-// Writes a value of 4 or 8 bytes to global memory, at a multiple of its size (st.global).
+// Writes a value of 2, 4 or 8 bytes to global memory, at a multiple of its size (st.global).
 template <typename Value>
 FLAGATTN_DEVICE void store_global(Value* destination, Value value) {
-  static_assert(std::is_trivially_copyable_v<Value> && (sizeof(Value) == 4 || sizeof(Value) == 8));
+  static_assert(std::is_trivially_copyable_v<Value> &&
+                (sizeof(Value) == 2 || sizeof(Value) == 4 || sizeof(Value) == 8));
 #if FLAGATTN_ON_GPU
   *destination = value;
 #else

@@ -19,30 +19,4 @@ FLAGATTN_DEVICE Bytes16 load_global_16_once(const void* source) {
   return value;
 }
 
-// Reads an element of 2, 4 or 8 bytes of global memory at a multiple of its size (ld.global).
-template <typename Value>
-FLAGATTN_DEVICE Value load_element(const Value* source) {
-  static_assert(std::is_trivially_copyable_v<Value> &&
-                (sizeof(Value) == 2 || sizeof(Value) == 4 || sizeof(Value) == 8));
-#if FLAGATTN_ON_GPU
-  return *source;
-#else
-  Value value;
-  host_exec::global_read(&value, source, sizeof value);
-  return value;
-#endif
-}
-
-// Writes one (st.global).
-template <typename Value>
-FLAGATTN_DEVICE void store_element(Value* destination, Value value) {
-  static_assert(std::is_trivially_copyable_v<Value> &&
-                (sizeof(Value) == 2 || sizeof(Value) == 4 || sizeof(Value) == 8));
-#if FLAGATTN_ON_GPU
-  *destination = value;
-#else
-  host_exec::global_write(destination, &value, sizeof value);
-#endif
-}
-
 }  // namespace flagattn::ptx

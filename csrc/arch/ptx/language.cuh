@@ -13,12 +13,14 @@
   __global__ void __launch_bounds__(max_threads, min_blocks_per_sm)
 #define FLAGATTN_KERNEL_ARGUMENT const __grid_constant__
 #define FLAGATTN_UNROLL_ALL _Pragma("unroll")
+#define FLAGATTN_UNROLL_NONE _Pragma("unroll 1")
 #else
 #define FLAGATTN_ON_GPU 0
 #define FLAGATTN_DEVICE inline
 #define FLAGATTN_KERNEL(max_threads, min_blocks_per_sm) void
 #define FLAGATTN_KERNEL_ARGUMENT const
 #define FLAGATTN_UNROLL_ALL
+#define FLAGATTN_UNROLL_NONE
 #include "arch/ptx/host_twins.h"
 #endif
 

@@ -14,6 +14,9 @@
 
 namespace flagattn::ptx {
 
+// Of kernels that share no memory.
+struct NoShared {};
+
 // Enqueues `blocks` blocks of `threads` threads, each with a SharedStorage, that run kernel(argument). Launching no
 // block is allowed and does nothing. On the host the kernel has run when this returns.
 template <typename SharedStorage, typename Argument>

@@ -11,6 +11,7 @@
 #include "attention/params.h"
 #include "host_exec/host_exec.h"
 #include "host_exec/python/attention_backward.h"
+#include "host_exec/python/attention_decode.h"
 #include "host_exec/python/fused.h"
 
 namespace py = pybind11;
@@ -57,6 +58,19 @@ void bind_params(py::module_& m) {
         return DropoutParams{reinterpret_cast<const int64_t*>(rng_state), last_dropped, scale};
       }));
 
+  py::class_<CacheParams> cache(m, "CacheParams");
+  cache.def(py::init<>())
+      .def_readwrite("present", &CacheParams::present)
+      .def_readwrite("rows", &CacheParams::rows)
+      .def_readwrite("capacity", &CacheParams::capacity)
+      .def_readwrite("appended", &CacheParams::appended)
+      .def_readwrite("block_table_stride", &CacheParams::block_table_stride)
+      .def_readwrite("page_size", &CacheParams::page_size);
+  bind_pointer<const int32_t*, &CacheParams::seqlens>(cache, "seqlens");
+  bind_pointer<const int32_t*, &CacheParams::batch_idx>(cache, "batch_idx");
+  bind_pointer<const int32_t*, &CacheParams::leftpad>(cache, "leftpad");
+  bind_pointer<const int32_t*, &CacheParams::block_table>(cache, "block_table");
+
   py::class_<AttentionParams> params(m, "AttentionParams");
   params.def(py::init<>())
       .def_readwrite("dtype", &AttentionParams::dtype)
@@ -89,7 +103,8 @@ void bind_params(py::module_& m) {
       .def_readwrite("keep", &AttentionParams::keep)
       .def_readwrite("alibi", &AttentionParams::alibi)
       .def_readwrite("dropout", &AttentionParams::dropout)
-      .def_readwrite("dist_threshold", &AttentionParams::dist_threshold);
+      .def_readwrite("dist_threshold", &AttentionParams::dist_threshold)
+      .def_readwrite("cache", &AttentionParams::cache);
 }
 
 void bind_runner(py::module_& m) {
@@ -168,5 +183,6 @@ PYBIND11_MODULE(_host_exec, m) {
   flagattn::bind_runner(m);
   flagattn::bind_attention(m);
   flagattn::bind_attention_backward(m);
+  flagattn::bind_attention_decode(m);
   flagattn::bind_fused(m);
 }

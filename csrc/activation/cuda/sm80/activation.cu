@@ -51,7 +51,7 @@ Status run_swiglu(const SwigluParams& p, Stream stream) {
   const Choice choice = choose(p, {&p.gate, &p.up}, {p.y});
   const SwigluArguments arguments{p, choice.plan};
   if (choice.by_vector) return dispatch(p.dtype, [&]<typename T>(T) { return launch_swiglu<T>(arguments, stream); });
-  return ptx::launch<NoShared>(swiglu_element_kernel, choice.plan.blocks(), kSwigluThreads, stream, arguments);
+  return ptx::launch<ptx::NoShared>(swiglu_element_kernel, choice.plan.blocks(), kSwigluThreads, stream, arguments);
 }
 
 Status run_swiglu_backward(const SwigluBackwardParams& p, Stream stream) {
@@ -61,7 +61,8 @@ Status run_swiglu_backward(const SwigluBackwardParams& p, Stream stream) {
   if (choice.by_vector) {
     return dispatch(p.dtype, [&]<typename T>(T) { return launch_swiglu_backward<T>(arguments, stream); });
   }
-  return ptx::launch<NoShared>(swiglu_backward_element_kernel, choice.plan.blocks(), kSwigluThreads, stream, arguments);
+  return ptx::launch<ptx::NoShared>(swiglu_backward_element_kernel, choice.plan.blocks(), kSwigluThreads, stream,
+                                    arguments);
 }
 
 }  // namespace flagattn::sm80

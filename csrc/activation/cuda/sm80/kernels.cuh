@@ -9,8 +9,6 @@
 
 namespace flagattn::sm80 {
 
-struct NoShared {};
-
 // 1 / (1 + e^-z): 0 where e^-z overflows, and 1 where it vanishes.
 FLAGATTN_DEVICE float sigmoid(float z) {
   constexpr float kLog2E = 1.4426950408889634f;

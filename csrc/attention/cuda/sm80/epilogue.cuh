@@ -7,11 +7,12 @@
 
 namespace flagattn::sm80 {
 
-// Writes the warp's rows of the output. `staging` is the block's q tile, of which the warp overwrites its own rows.
-template <typename Traits>
+// Writes the warp's rows of the output, which `out` tells like HeadRows. `staging` is the block's q tile, of which the
+// warp overwrites its own rows.
+template <typename Traits, typename Rows>
 FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const RowResults<Traits>& results,
-                                  typename Traits::Element* staging, const HeadRows<typename Traits::Element>& out,
-                                  int first_row, int warp, int lane) {
+                                  typename Traits::Element* staging, const Rows& out, int first_row, int warp,
+                                  int lane) {
   constexpr int kHeadDim = Traits::kHeadDim;
   unsigned char* tile = reinterpret_cast<unsigned char*>(staging + warp * Traits::kRowsPerWarp * kHeadDim);
   FLAGATTN_UNROLL_ALL
@@ -36,9 +37,21 @@ FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const RowResu
     const int64_t out_row = first_row + row;
     const bool in_range = has_lane && chunk * 8 < out.columns && (out_row < out.rows || planted(Fault::kStrayWrite));
     if (in_range) {
-      ptx::store_global_16(out.data + out_row * out.row_stride + chunk * 8,
+      ptx::store_global_16(out.row(out_row) + chunk * 8,
                            *reinterpret_cast<const ptx::Bytes16*>(tile + chunk_offset<kHeadDim>(row, chunk)));
     }
+  }
+}
+
+// Rows behind the last sequence of a packed operand: output 0, LSE -inf. As many as there may be, in strides of all
+// threads that share them.
+template <typename Element>
+FLAGATTN_DEVICE void clear_rows_behind(const AttentionParams& p, int head, int first_row, int row_step) {
+  const int64_t end = p.cu_seqlens_q[p.batch];
+  for (int64_t row = (end > 0 ? end : 0) + first_row; row < p.total_q; row += row_step) {
+    p.lse.data[head * p.lse.head_stride + row] = -INFINITY;
+    Element* out = static_cast<Element*>(p.out.data) + row * p.out.row_stride + head * p.out.head_stride;
+    for (int column = 0; column < p.head_dim_v; column += 8) ptx::store_global_16(out + column, {});
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include "attention/cuda/sm80/dropout.cuh"
 #include "attention/cuda/sm80/epilogue.cuh"
+#include "attention/cuda/sm80/part_plan.cuh"
 #include "attention/cuda/sm80/products.cuh"
 #include "attention/cuda/sm80/score_terms.cuh"
 #include "attention/cuda/sm80/sequence_rows.cuh"
@@ -15,19 +16,6 @@ struct ForwardArguments {
   AttentionParams params;
   ForwardSchedule schedule;
   ScoreScale scale;
-};
-
-// The keys of one part that rows of a block see, in tiles, and those that all of them see.
-struct PartPlan {
-  int first_tile;
-  int end_tile;
-  int first_unmasked;
-  int end_unmasked;
-  ElementMask mask;
-
-  FLAGATTN_DEVICE bool is_edge(int first_key, int num_keys) const {
-    return first_key < first_unmasked || first_key + num_keys > end_unmasked;
-  }
 };
 
 // What a block computes once and rarely reads waits in shared memory: the main loop needs the registers. Keys come in
@@ -46,17 +34,6 @@ struct ForwardShared : Traits::SharedStorage {
 };
 
 template <typename Traits>
-FLAGATTN_DEVICE PartPlan plan_part(const PartShape& part, int first_row) {
-  const int64_t end_row = first_row + Traits::kBlockM;
-  const int64_t last_row = (end_row < part.shape.seqlen_q ? end_row : part.shape.seqlen_q) - 1;
-  const KeyRange visible = part.keys_of_any_row(first_row, last_row);
-  const KeyRange unmasked = part.keys_of_every_row(first_row, last_row);
-  const int first_tile = static_cast<int>(visible.begin / Traits::kBlockN);
-  return {first_tile, visible.empty() ? first_tile : static_cast<int>((visible.end - 1) / Traits::kBlockN) + 1,
-          static_cast<int>(unmasked.begin), static_cast<int>(unmasked.end), ElementMask::of(part)};
-}
-
-template <typename Traits>
 FLAGATTN_DEVICE BlockPlan plan_block(const AttentionParams& p, const ForwardSchedule::Work& work) {
   BlockPlan plan;
   plan.work = work;
@@ -64,22 +41,13 @@ FLAGATTN_DEVICE BlockPlan plan_block(const AttentionParams& p, const ForwardSche
   plan.k_rows = sequence_rows(p.cu_seqlens_k, work.sequence, p.seqlen_k, p.total_k);
   plan.first_row = work.query_tile * Traits::kBlockM;
   const MaskShape mask{plan.q_rows.length, plan.k_rows.length, p.mask};
+  const KeyRange all{0, plan.k_rows.length};
+  const int end_row = plan.first_row + Traits::kBlockM;
+  const int last_row = (end_row < plan.q_rows.length ? end_row : plan.q_rows.length) - 1;
   const KeyPart first = p.is_piecewise() ? KeyPart::kNear : KeyPart::kAll;
-  plan.parts[0] = plan_part<Traits>({mask, first, p.dist_threshold}, plan.first_row);
-  plan.parts[1] = plan_part<Traits>({mask, KeyPart::kFar, p.dist_threshold}, plan.first_row);
+  plan.parts[0] = plan_part<Traits>({mask, first, p.dist_threshold}, plan.first_row, last_row, all);
+  plan.parts[1] = plan_part<Traits>({mask, KeyPart::kFar, p.dist_threshold}, plan.first_row, last_row, all);
   return plan;
-}
-
-// Rows behind the last sequence of a packed operand: output 0, LSE -inf. As many as there may be, in strides of all
-// blocks.
-template <typename Element>
-FLAGATTN_DEVICE void clear_rows_behind(const AttentionParams& p, int head, int first_row, int row_step) {
-  const int64_t end = p.cu_seqlens_q[p.batch];
-  for (int64_t row = (end > 0 ? end : 0) + first_row; row < p.total_q; row += row_step) {
-    p.lse.data[head * p.lse.head_stride + row] = -INFINITY;
-    Element* out = static_cast<Element*>(p.out.data) + row * p.out.row_stride + head * p.out.head_stride;
-    for (int column = 0; column < p.head_dim_v; column += 8) ptx::store_global_16(out + column, {});
-  }
 }
 
 template <typename Traits>

@@ -37,6 +37,8 @@ struct HeadRows {
   int64_t row_stride;
   int rows;
   int columns;
+
+  FLAGATTN_DEVICE Element* row(int64_t r) const { return data + r * row_stride; }
 };
 
 // How a block's threads share the copying of a tile: each a column of chunks, or several.

@@ -162,7 +162,7 @@ struct RowResults {
   float factor[Traits::kRowsPerThread];
   float lse[Traits::kRowsPerThread];
 
-  // `sink` may be null: the score of a key of value 0 that every row sees. `weight_scale` makes up for dropped weights.
+  // `sink` may be null. `weight_scale` makes up for dropped weights.
   FLAGATTN_DEVICE RowResults(const OnlineSoftmax<Traits>& softmax, float exponent_scale, const float* sink,
                              float weight_scale) {
     const float sink_lse = sink == nullptr ? -INFINITY : ptx::load_global(sink);
@@ -170,13 +170,18 @@ struct RowResults {
     for (int r = 0; r < Traits::kRowsPerThread; ++r) {
       factor[r] = softmax.sum[r] == 0.0f ? 0.0f : weight_scale * ptx::reciprocal_approx(softmax.sum[r]);
       lse[r] = softmax.log_sum_exp(r, exponent_scale);
-      if (sink_lse == -INFINITY) continue;
-      const float highest = std::fmax(lse[r], sink_lse);
-      const float own = ptx::exp2_approx((lse[r] - highest) * kLog2E);
-      const float both = own + ptx::exp2_approx((sink_lse - highest) * kLog2E);
-      factor[r] *= own * ptx::reciprocal_approx(both);
-      lse[r] = highest + ptx::log2_approx(both) * kLn2;
+      join_sink(r, sink_lse);
     }
+  }
+
+  // A key of this score and of value 0 joins row r of the thread; -inf: none.
+  FLAGATTN_DEVICE void join_sink(int r, float sink) {
+    if (sink == -INFINITY) return;
+    const float highest = std::fmax(lse[r], sink);
+    const float own = ptx::exp2_approx((lse[r] - highest) * kLog2E);
+    const float both = own + ptx::exp2_approx((sink - highest) * kLog2E);
+    factor[r] *= own * ptx::reciprocal_approx(both);
+    lse[r] = highest + ptx::log2_approx(both) * kLn2;
   }
 };
 

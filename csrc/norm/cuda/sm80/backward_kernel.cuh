@@ -104,7 +104,7 @@ rms_norm_backward_kernel(FLAGATTN_KERNEL_ARGUMENT NormBackwardArguments argument
     const int64_t number = first_row + i + (planted(Fault::kWrongRow) ? 1 : 0);
     const bool exists = number < p.rows;
     const NormGradientRow<T> row(p, number, exists);
-    const float rstd = exists ? ptx::load_element(p.rstd + number) : 0.0f;
+    const float rstd = exists ? ptx::load_global(p.rstd + number) : 0.0f;
 
     // The row into registers, and its sum of g n.
     typename NormGradientRow<T>::Operands held[kHeld];

@@ -39,7 +39,7 @@ rms_norm_element_kernel(FLAGATTN_KERNEL_ARGUMENT NormForwardArguments arguments)
     const float mean = team.sum(squares, shared.exchange[i % 2]) / static_cast<float>(cols);
     const float rstd = 1.0f / sqrtf(mean + p.eps);
 
-    if (exists && team.lane == 0) ptx::store_element(p.rstd + row, rstd);
+    if (exists && team.lane == 0) ptx::store_global(p.rstd + row, rstd);
     for (int column = team.lane; column < width; column += team.lanes) {
       const float s = load(column);
       if (adds) cuda::store_number(p.summed, p.dtype, row * p.cols + column, s);
@@ -65,7 +65,7 @@ rms_norm_backward_element_kernel(FLAGATTN_KERNEL_ARGUMENT NormBackwardArguments 
     const int64_t first_dy = offset_of_row(p.dy, exists ? row : 0), first_s = offset_of_row(p.s, exists ? row : 0);
     const bool adds = p.dsummed.data != nullptr;
     const int64_t first_dsummed = adds ? offset_of_row(p.dsummed, exists ? row : 0) : 0;
-    const float rstd = exists ? ptx::load_element(p.rstd + row) : 0.0f;
+    const float rstd = exists ? ptx::load_global(p.rstd + row) : 0.0f;
 
     float product = 0.0f;
     for (int column = team.lane; column < width; column += team.lanes) {
@@ -81,7 +81,7 @@ rms_norm_backward_element_kernel(FLAGATTN_KERNEL_ARGUMENT NormBackwardArguments 
       if (adds) ds += cuda::load_number(p.dsummed.data, p.dtype, first_dsummed + column);
       cuda::store_number(p.ds, p.dtype, row * p.cols + column, ds);
       if (partial == nullptr) continue;
-      ptx::store_element(partial + column, dy * n + (i > 0 ? ptx::load_element(partial + column) : 0.0f));
+      ptx::store_global(partial + column, dy * n + (i > 0 ? ptx::load_global(partial + column) : 0.0f));
     }
   }
 }

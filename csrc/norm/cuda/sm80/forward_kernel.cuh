@@ -110,7 +110,7 @@ rms_norm_kernel(FLAGATTN_KERNEL_ARGUMENT NormForwardArguments arguments) {
     const float rstd = 1.0f / sqrtf(mean + p.eps);
 
     // Its results.
-    if (exists && team.lane == 0) ptx::store_element(p.rstd + number, rstd);
+    if (exists && team.lane == 0) ptx::store_global(p.rstd + number, rstd);
     FLAGATTN_UNROLL_ALL
     for (int n = 0; n < kHeld; ++n) {
       if constexpr (kIsWide) load_gain(p, team.column<T>(n), gain[0]);

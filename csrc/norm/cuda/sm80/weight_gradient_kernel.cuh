@@ -30,7 +30,7 @@ weight_gradient_kernel(FLAGATTN_KERNEL_ARGUMENT WeightGradientArguments argument
   ExactSum own;
   const int64_t begin = range * a.num_partials / kPartialRanges, end = (range + 1) * a.num_partials / kPartialRanges;
   for (int64_t row = begin; row < end && column < a.cols; ++row) {
-    own.add(ptx::load_element(a.partials + row * norm_partial_stride(a.cols) + column));
+    own.add(ptx::load_global(a.partials + row * norm_partial_stride(a.cols) + column));
   }
   ptx::store_shared(ptx::shared_address(&shared.of_range[range][lane]), own.sum);
   if (!planted(Fault::kMissingBarrier)) ptx::sync_block();

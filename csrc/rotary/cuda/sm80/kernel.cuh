@@ -28,8 +28,8 @@ struct RotaryRow {
   FLAGATTN_DEVICE int position(const RotaryParams& p) const {
     int64_t position = s;
     const int64_t index = b * p.positions_batch_stride + s;
-    if (p.positions32 != nullptr) position = ptx::load_element(p.positions32 + index);
-    if (p.positions64 != nullptr) position = ptx::load_element(p.positions64 + index);
+    if (p.positions32 != nullptr) position = ptx::load_global(p.positions32 + index);
+    if (p.positions64 != nullptr) position = ptx::load_global(p.positions64 + index);
     position = position < p.num_positions ? position : p.num_positions - 1;
     return static_cast<int>(position > 0 ? position : 0);
   }
