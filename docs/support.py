@@ -156,7 +156,13 @@ def _cuda_cell(op: str, direction: str) -> str:
 
 
 # The folders of the fused ops that have CUDA kernels; each has a forward and a backward, and takes any sizes.
-CUDA_FUSED = {"rms_norm": "norm", "swiglu": "activation", "apply_rotary": "rotary"}
+CUDA_FUSED = {
+    "rms_norm": "norm",
+    "swiglu": "activation",
+    "apply_rotary": "rotary",
+    "cross_entropy": "loss",
+    "linear_cross_entropy": "loss",
+}
 
 
 def _cuda_fused_cell(op: str) -> str:

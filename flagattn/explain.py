@@ -61,6 +61,8 @@ _CUDA_SOURCES = {
     "rms_norm": "csrc/norm/cuda/sm80",
     "swiglu": "csrc/activation/cuda/sm80",
     "apply_rotary": "csrc/rotary/cuda/sm80",
+    "cross_entropy": "csrc/loss/cuda/sm80",
+    "linear_cross_entropy": "csrc/loss/cuda/sm80 with products by torch's BLAS",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flagattn import _linear_loss as _linear_loss  # registers linear_cross_entropy for CUDA
 from flagattn import _load
 from flagattn._autograd import are_transforms_active, below_autograd, differentiable, without_double_backward
 from flagattn._checks import check_floating, check_integer, check_softcap, rows_contiguous

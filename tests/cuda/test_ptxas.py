@@ -92,7 +92,9 @@ def test_registers_and_spills_are_the_tables() -> None:
 
 
 def shared_bytes(kernel: str) -> int:
-    if kernel.startswith(("norm/", "activation/", "rotary/", "loss/")):
+    if kernel.startswith("loss/"):
+        return int(kernels.host_exec_module().loss_shared_bytes_sm80(kernel.partition(":")[2] or "loss_total_kernel"))
+    if kernel.startswith(("norm/", "activation/", "rotary/")):
         return int(
             kernels.host_exec_module().fused_shared_bytes_sm80(kernel.split(":")[-1].split("<")[0].split("/")[-1])
         )

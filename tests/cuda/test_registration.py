@@ -23,6 +23,9 @@ FUSED = (
     "swiglu_backward",
     "apply_rotary",
     "apply_rotary_",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "cross_entropy_backward_",
 )
 
 

@@ -8,6 +8,7 @@
 #include "arch/planted_fault.h"
 #include "host_exec/host_exec.h"
 #include "tests/host_exec/fused/activation.h"
+#include "tests/host_exec/fused/loss.h"
 #include "tests/host_exec/fused/norm.h"
 #include "tests/host_exec/fused/rotary.h"
 
@@ -17,6 +18,7 @@ namespace {
 Fault fault_named(const std::string& name) {
   const std::map<std::string, Fault> faults = {{"", Fault::kNone},
                                                {"missing_barrier", Fault::kMissingBarrier},
+                                               {"missing_rescale", Fault::kMissingRescale},
                                                {"stray_read", Fault::kStrayRead},
                                                {"stray_write", Fault::kStrayWrite},
                                                {"wrong_row", Fault::kWrongRow}};
@@ -27,8 +29,10 @@ int run(const Options& options) {
   host_exec::options().seed = static_cast<uint32_t>(options.whole("seed"));
   host_exec::options().workers = static_cast<int>(options.whole("workers", 1));
   planted_fault = fault_named(options.text("fault"));
-  const std::map<std::string, int (*)(const Options&)> ops = {
-      {"rms_norm", run_norm}, {"swiglu", run_swiglu}, {"apply_rotary", run_rotary}};
+  const std::map<std::string, int (*)(const Options&)> ops = {{"rms_norm", run_norm},
+                                                              {"swiglu", run_swiglu},
+                                                              {"cross_entropy", run_cross_entropy},
+                                                              {"apply_rotary", run_rotary}};
   return ops.at(options.text("op"))(options);
 }
 

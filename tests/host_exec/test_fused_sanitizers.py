@@ -15,6 +15,9 @@ PROBLEMS = (
     "op=rms_norm rows=2 cols=24592 dtype=fp32",
     "op=swiglu rows=70 cols=88 stride=176 dtype=bf16",
     "op=swiglu rows=9 cols=59 stride=61 dtype=fp32",
+    "op=cross_entropy rows=9 cols=300 dtype=bf16",
+    "op=cross_entropy rows=5 cols=4097 stride=4103 dtype=fp16",
+    "op=cross_entropy rows=600 cols=11 stride=12 dtype=fp32",
     "op=apply_rotary rows=5 heads=7 head_dim=80 half_dim=32 dtype=fp16 table=fp32",
     "op=apply_rotary rows=5 heads=3 head_dim=64 dtype=fp32 table=bf16 interleaved=1",
     "op=apply_rotary rows=5 heads=3 head_dim=50 half_dim=23 dtype=bf16",
@@ -32,6 +35,7 @@ def test_no_report(build: str, index: int) -> None:
 
 # (problem, fault) -> the build that must catch it, with what it says. Each problem is right without one.
 VECTORS = "rows=3 cols=2312 dtype=bf16"
+LOGITS = "rows=3 cols=2312 dtype=bf16"
 HEADS = "rows=3 heads=5 head_dim=64 dtype=bf16 table=fp32"
 FAULTS = {
     (f"op=rms_norm {VECTORS}", "missing_barrier"): ("tsan", "data race"),
@@ -41,6 +45,11 @@ FAULTS = {
     ("op=swiglu rows=3 cols=88 dtype=bf16", "stray_read"): ("asan", "heap-buffer-overflow"),
     ("op=swiglu rows=3 cols=88 dtype=bf16", "stray_write"): ("asan", "heap-buffer-overflow"),
     ("op=swiglu rows=3 cols=88 dtype=bf16", "wrong_row"): ("plain", "y error inf"),
+    (f"op=cross_entropy {LOGITS}", "missing_barrier"): ("tsan", "data race"),
+    (f"op=cross_entropy {LOGITS}", "missing_rescale"): ("plain", "loss error"),
+    (f"op=cross_entropy {LOGITS}", "stray_read"): ("asan", "heap-buffer-overflow"),
+    (f"op=cross_entropy {LOGITS}", "stray_write"): ("asan", "heap-buffer-overflow"),
+    (f"op=cross_entropy {LOGITS}", "wrong_row"): ("plain", "dlogits error"),
     (f"op=apply_rotary {HEADS}", "missing_barrier"): ("tsan", "data race"),
     (f"op=apply_rotary {HEADS}", "stray_read"): ("asan", "heap-buffer-overflow"),
     (f"op=apply_rotary {HEADS}", "stray_write"): ("asan", "heap-buffer-overflow"),

@@ -15,6 +15,8 @@ CHECKS = (
     "warp_exchange",
     "async_copies",
     "named_barriers",
+    "global_accesses",
+    "packed_pairs",
     "matrix_loads",
     "products_16_bit",
     "products_int8",

@@ -13,6 +13,7 @@
 #include "host_exec/python/attention_backward.h"
 #include "host_exec/python/attention_decode.h"
 #include "host_exec/python/fused.h"
+#include "host_exec/python/loss.h"
 
 namespace py = pybind11;
 
@@ -185,4 +186,5 @@ PYBIND11_MODULE(_host_exec, m) {
   flagattn::bind_attention_backward(m);
   flagattn::bind_attention_decode(m);
   flagattn::bind_fused(m);
+  flagattn::bind_loss(m);
 }

@@ -3,6 +3,7 @@
 
 #include "tests/host_exec/instructions/atomic.cuh"
 #include "tests/host_exec/instructions/copy.cuh"
+#include "tests/host_exec/instructions/global.cuh"
 #include "tests/host_exec/instructions/matrix.cuh"
 #include "tests/host_exec/instructions/warp.cuh"
 #if !defined(FLAGATTN_INSTRUCTIONS_SM80)
@@ -18,6 +19,7 @@ inline std::vector<Check> all_checks([[maybe_unused]] int architecture) {
   const auto take = [&](const std::vector<Check>& more) { checks.insert(checks.end(), more.begin(), more.end()); };
   take(kWarpChecks);
   take(kCopyChecks);
+  take(kGlobalChecks);
   take(kMatrixChecks);
   take(kAtomicChecks);
 #if !defined(FLAGATTN_INSTRUCTIONS_SM80)

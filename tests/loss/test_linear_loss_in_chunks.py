@@ -1,0 +1,49 @@
+"""linear_cross_entropy as CUDA runs it (flagattn/_linear_loss.py), here on the CPU, through the CPU op's own tests."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flagattn import _linear_loss, loss
+from tests.loss import test_linear_cross_entropy as cases
+
+
+@pytest.fixture(autouse=True)
+def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 16 rows at least, so that there are several."""
+    monkeypatch.setattr(_linear_loss, "_CHUNK_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(_linear_loss, "_FEWEST_ROWS", 16)
+    ops = SimpleNamespace(linear_cross_entropy=_linear_loss.forward, linear_cross_entropy_scale_=_linear_loss.scale)
+    monkeypatch.setattr(loss, "_ops", ops)
+    monkeypatch.setattr(loss, "_linear_backward_op", _linear_loss.backward)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", cases.SHAPES[:-1], ids=str)
+def test_oracle(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    cases.test_oracle("any", shape, dtype)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_options(dtype: torch.dtype, reduction: str) -> None:
+    cases.test_options("any", dtype, reduction)
+
+
+def test_rows_that_are_left_out_may_hold_nan() -> None:
+    tensors, targets = cases.operands((40, 24, 70), torch.float32), cases.targets_of(40, 70)
+    options = (-100, 1, 0.0, 0.0, 0.0)
+    clean = _linear_loss.forward(*tensors.values(), targets, None, *options, True, True)
+    tensors["hidden"][targets == -100] = torch.nan
+    for ours, expected in zip(
+        _linear_loss.forward(*tensors.values(), targets, None, *options, True, True), clean, strict=True
+    ):
+        assert torch.equal(ours, expected)
+
+
+def test_cuda_has_the_op() -> None:
+    for op in ("linear_cross_entropy", "linear_cross_entropy_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"flagattn::{op}", "CUDA")
