@@ -134,11 +134,12 @@ def test_what_joins_the_scores() -> None:
 def test_caches_on_cuda() -> None:
     """Told without a GPU, on tensors without memory."""
     with FakeTensorMode():
-        q, cache = (
-            torch.empty(shape, dtype=torch.bfloat16, device="cuda") for shape in ((2, 1, 8, 64), (2, 3000, 2, 64))
+        q, long, short = (
+            torch.empty(shape, dtype=torch.bfloat16, device="cuda")
+            for shape in ((2, 1, 8, 64), (2, 3000, 2, 64), (2, 512, 2, 64))
         )
-        decoded = flagattn.explain("flash_attn_with_kvcache", q, cache, cache)
+        decoded = flagattn.explain("flash_attn_with_kvcache", q, long, long)
         assert decoded.kernel == "csrc/attention/cuda/sm80, over caches" and "none" in decoded.details["backward"]
         assert "up to 6 splits of 512 keys" in decoded.details["forward"]
-        short = flagattn.explain("flash_attn_with_kvcache", q, cache[:, :512], cache[:, :512])
-        assert "one block leads all keys" in short.details["forward"]
+        at_once = flagattn.explain("flash_attn_with_kvcache", q, short, short)
+        assert "one block leads all keys" in at_once.details["forward"]

@@ -31,7 +31,7 @@ PAGES = "lengths=2:90 page_size=16 right=0"
 FAULTS = {
     "missing_barrier": (SPLIT, {"tsan": "data race"}),
     "missing_part_barrier": (SPLIT + " threshold=300", {"tsan": "data race"}),
-    "missing_copy_wait": (SPLIT, {"plain": "without having waited for its cp.async", "tsan": "data race"}),
+    "missing_copy_wait": (AT_ONCE, {"plain": "without having waited for its cp.async", "tsan": "data race"}),
     "early_slot_release": (SPLIT, {"tsan": "data race"}),
     "missing_warp_sync": (AT_ONCE, {"tsan": "data race"}),
     "stray_read": (AT_ONCE, {"asan": "heap-buffer-overflow"}),
