@@ -16,6 +16,7 @@ from flagattn import _load
 
 _load.load()
 _ops: Any = torch.ops.flagattn
+_mm: Any = torch.mm  # takes out_dtype on CUDA
 
 _CHUNK_ELEMENTS = 1 << 26
 _FEWEST_ROWS = 128
@@ -27,7 +28,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype == b.dtype == torch.float32:
         return a @ b
     if a.dtype == b.dtype and a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)  # type: ignore[call-overload]
+        return _mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 
 
