@@ -31,7 +31,7 @@ class AttentionInputs:
     max_seqlen_k: int
     keep: Tensor | None = None
     alibi_slopes: Tensor | None = None
-    rng_state: Tensor | None = None  # what the public functions draw after torch.manual_seed(DROPOUT_SEED)
+    rng_state: Tensor | None = None  # what the public functions draw on the CPU after torch.manual_seed(DROPOUT_SEED)
 
 
 DROPOUT_SEED = 5
@@ -101,7 +101,7 @@ def _add_score_inputs(
     if case.dropout_p > 0.0:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(DROPOUT_SEED)
-            inputs.rng_state = torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64)
+            inputs.rng_state = torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64).to(device)
 
 
 def _keep(kind: str, noise: Tensor) -> Tensor:
@@ -150,7 +150,11 @@ def attention_by_reference(
 
 
 def attention_by_op(case: AttentionCase, inputs: AttentionInputs, *, gradients: bool = True) -> Results:
-    """out, lse and the gradients from the public function the case calls for."""
+    """out, lse and the gradients from the public function the case calls for.
+
+    Dropout on another device than the CPU goes through the raw op: there the public functions draw from a generator of
+    that device, and the oracle's mask would be another.
+    """
     leaves = {name: t.detach().requires_grad_(gradients) for name, t in inputs.operands.items()}
     options: dict[str, Any] = {
         "softmax_scale": case.softmax_scale,
@@ -159,7 +163,8 @@ def attention_by_op(case: AttentionCase, inputs: AttentionInputs, *, gradients: 
         "softcap": case.softcap,
         "return_lse": True,
     }
-    if case.is_masked:
+    draws_elsewhere = inputs.rng_state is not None and inputs.rng_state.device.type != "cpu"
+    if case.is_masked or draws_elsewhere:
         out, lse = _by_raw_op(case, inputs, leaves)
         return _with_gradients(leaves, out, lse, inputs) if gradients else {"out": out, "lse": lse}
     if case.sinks:
@@ -181,15 +186,15 @@ def attention_by_op(case: AttentionCase, inputs: AttentionInputs, *, gradients: 
 
 
 def _by_raw_op(case: AttentionCase, inputs: AttentionInputs, leaves: dict[str, Tensor]) -> Any:
-    """Masks, biases and all the rest at once: no public function takes them all."""
+    """Masks, biases, a given dropout mask and all the rest at once: no public function takes them all."""
     left, right = case.window_size
     sinks = leaves["sinks"].float() if case.sinks else None
     return torch.ops.flagattn.attention_forward(
         leaves["q"],
         leaves["k"],
         leaves["v"],
-        None,
-        None,
+        inputs.cu_seqlens_q,
+        inputs.cu_seqlens_k,
         inputs.max_seqlen_q,
         inputs.max_seqlen_k,
         case.head_dim**-0.5 if case.softmax_scale is None else case.softmax_scale,

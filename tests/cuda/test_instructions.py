@@ -1,24 +1,29 @@
-"""Every wrapper of csrc/arch/ptx compiles for the architectures that have its instruction (compiled, not run)."""
+"""Every wrapper of csrc/arch/ptx compiles for the architectures that have its instruction, and does on a GPU what its
+host twin does."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cuda import programs
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-def test_wrappers_compile(architecture: str, tmp_path: Path) -> None:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
+@pytest.mark.parametrize("name", [name for name in programs.PROGRAMS if name.startswith("instructions")])
+def test_compiles_and_links(name: str) -> None:
+    """Without a GPU the program says so; with one the checks below ask it."""
+    program = programs.built(name)
+    if program is None:
         pytest.skip("there is no CUDA compiler")
-    only_sm80 = ["-DFLAGATTN_INSTRUCTIONS_SM80"] if architecture == "sm_80" else []
-    command = [nvcc, "-std=c++20", f"-arch={architecture}", "--expt-relaxed-constexpr", "-Werror", "all-warnings"]
-    command += ["-Xptxas", "-O1", *only_sm80, f"-I{ROOT / 'csrc'}", f"-I{ROOT}", "-cubin"]
-    source = ROOT / "tests/host_exec/instructions/instructions.cu"
-    done = subprocess.run([*command, "-o", str(tmp_path / "out.cubin"), str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    assert program.exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in programs.PROGRAMS if name.startswith("instructions")])
+def test_a_gpu_does_what_the_host_twins_do(name: str) -> None:
+    if name not in programs.of_this_gpu():
+        pytest.skip(f"{name} does not run on this GPU")
+    program = programs.built(name)
+    if program is None:
+        pytest.skip("there is no CUDA compiler, and the program was not built ahead")
+    done = programs.run(program)
+    assert done.returncode == 0 and ": right" in done.stdout and ": wrong" not in done.stdout, done.stdout

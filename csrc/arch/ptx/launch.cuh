@@ -34,11 +34,16 @@ Status launch(void (*kernel)(const Argument), int64_t blocks, int threads, Strea
                                  kSharedBytes);
   }
   if (error == cudaSuccess) {
-    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), kSharedBytes,
-             static_cast<cudaStream_t>(stream.handle)>>>(argument);
-    error = cudaGetLastError();
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = kSharedBytes;
+    config.stream = static_cast<cudaStream_t>(stream.handle);
+    void* arguments[] = {const_cast<Argument*>(&argument)};
+    error = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
   }
   if (error == cudaSuccess) return Status::success();
+  static_cast<void>(cudaGetLastError());  // told here: it must not be taken for the next call's
   return Status::error(std::string("CUDA refused the launch: ") + cudaGetErrorString(error));
 #else
   static_cast<void>(stream);
