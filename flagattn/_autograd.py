@@ -74,6 +74,11 @@ def differentiable(
     return call
 
 
+def is_forward_mode() -> bool:
+    """Whether operands may be dual tensors."""
+    return _forward_ad._current_level >= 0
+
+
 def _is_dual(arg: Any) -> bool:
     return isinstance(arg, Tensor) and _forward_ad.unpack_dual(arg).tangent is not None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from flagattn import _load
-from flagattn._autograd import differentiable
+from flagattn._autograd import below_autograd, differentiable
 from flagattn._checks import check_floating, rows_contiguous, under_autocast
 
 _load.load()
@@ -62,6 +62,25 @@ def batch_invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None
     return _linear(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
+def few_row_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """Linear maps of a few rows, their results side by side: every weight is read once, in the order of memory.
+
+    A row has the same bits whatever stands beside it and on however many threads, but not those of
+    `batch_invariant_linear`. For callers in this package that have looked at their operands; nothing is checked but by
+    the op, and there is no gradient.
+
+    Args:
+        x: (rows, in_features), whose rows are contiguous, or contiguous with one or two dimensions more.
+        weights: up to four (out_features, in_features), whose rows are contiguous.
+        biases: as many (out_features,), or none.
+
+    Returns:
+        y (..., sum of out_features) in x's dtype, contiguous.
+    """
+    with below_autograd():
+        return cast(Tensor, _ops.few_row_linear.default(x, weights, biases))
+
+
 def _check_parameter(tensor: Tensor, name: str, x: Tensor) -> None:
     check_floating(tensor, name)
     if tensor.dtype != x.dtype:
@@ -73,6 +92,11 @@ def _check_parameter(tensor: Tensor, name: str, x: Tensor) -> None:
 @torch.library.register_fake("flagattn::batch_invariant_linear")
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("flagattn::few_row_linear")
+def _few_row_linear_fake(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    return x.new_empty(*x.shape[:-1], sum(weight.shape[0] for weight in weights))
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -6,6 +6,7 @@ gradients, compiled graphs, the first rows, and rows of another shape, dtype or 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import torch
@@ -100,7 +101,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, unused-ignore]
         Only where `appends` says so of k and v. `options` are those of flagattn.flash_attn_with_kvcache.
         """
         keys, values = self._rooms(k.shape[1])
-        used = torch.full((q.shape[0],), keys.rows.shape[2], dtype=torch.int32, device=q.device)
+        lengths = _lengths if type(q) is Tensor else _lengths.__wrapped__  # nothing traced is kept
+        used = lengths(q.shape[0], keys.rows.shape[2], q.device)
         out = _native.flash_attn_with_kvcache(q, keys.buffer, values.buffer, k, v, cache_seqlens=used, **options)
         keys.extended(k.shape[1])
         values.extended(k.shape[1])
@@ -150,6 +152,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, unused-ignore]
         self.keys, self.values = rooms[0].rows, rooms[1].rows
         self._key_room, self._value_room = rooms
         return rooms[0].rows, rooms[1].rows
+
+
+@functools.lru_cache(maxsize=1)  # all layers of a forward pass ask for the same ones
+def _lengths(batch: int, rows: int, device: torch.device) -> Tensor:
+    return torch.full((batch,), rows, dtype=torch.int32, device=device)
 
 
 def _continues(rows: Tensor, new: Tensor) -> bool:

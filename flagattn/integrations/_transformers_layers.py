@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import flagattn
+from flagattn.integrations import _few_rows as few_rows
+from flagattn.integrations import _transformers_layouts as layouts
 
 # Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
 _NORMS = {
@@ -47,10 +49,13 @@ Cached = Callable[..., Tensor | None]
 def replace_forwards(model: nn.Module, name: str, attention: Attention, cached: Cached) -> int:
     """Gives the layers of known classes their forward passes here; returns how many layers that were.
 
+    So gets the layer that makes logits, if it is a plain linear one.
+
     Attention layers go through `attention`, or `cached` where that serves a growing cache, while the model's attention
     implementation is `name`, else their own way.
     """
     changed = 0
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for module in model.modules():
         kind = type(module).__name__
         forward: Callable[..., Any]
@@ -60,6 +65,8 @@ def replace_forwards(model: nn.Module, name: str, attention: Attention, cached: 
             forward = _gated_mlp_forward
         elif kind in _ATTENTIONS:
             forward = _attention_forward(name, attention, cached, _ATTENTIONS[kind])
+        elif module is head and type(module) is nn.Linear:
+            forward = _linear_forward
         else:
             continue
         module.forward = types.MethodType(forward, module)
@@ -100,7 +107,36 @@ def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tenso
 
 
 def _gated_mlp_forward(self: Any, x: Tensor) -> Tensor:
-    return cast(Tensor, self.down_proj(flagattn.swiglu(self.gate_proj(x), self.up_proj(x))))
+    both = few_rows.joined(x, self.gate_proj, self.up_proj)
+    gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both.chunk(2, -1)
+    return few_rows.linear(flagattn.swiglu(gate, up), self.down_proj)
+
+
+def _linear_forward(self: Any, x: Tensor) -> Tensor:
+    y = few_rows.output(x, self)
+    return nn.Linear.forward(self, x) if y is None else y
+
+
+def _rotated(
+    self: Any, x: Tensor, position_embeddings: tuple[Tensor, Tensor], heads: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of an attention layer as (batch, seqlen, heads, head_dim), q and k rotated."""
+    # transformers' tables hold every angle twice, for the two channels of its pair.
+    cos, sin = (layouts.first_half_of(table) for table in position_embeddings)
+    together = few_rows.joined(x, self.q_proj, self.k_proj, self.v_proj)
+    if together is None:
+        q, k, v = (project(x).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+    else:
+        together = together.view(heads)
+        count, heads_k = together.shape[2], self.k_proj.out_features // self.head_dim
+        if not hasattr(self, "q_norm"):
+            qk, v = together.split((count - heads_k, heads_k), 2)
+            q, k = flagattn.apply_rotary(qk, cos, sin).split((count - 2 * heads_k, heads_k), 2)
+            return q, k, v
+        q, k, v = together.split((count - 2 * heads_k, heads_k, heads_k), 2)
+    if hasattr(self, "q_norm"):
+        q, k = self.q_norm(q), self.k_norm(k)
+    return flagattn.apply_rotary(q, cos, sin), flagattn.apply_rotary(k, cos, sin), v
 
 
 def _attention_forward(
@@ -118,13 +154,7 @@ def _attention_forward(
             given = (hidden_states, position_embeddings, attention_mask, past_key_values)
             return cast(tuple[Tensor, Tensor | None], type(self).forward(self, *given, **kwargs))
         rows = hidden_states.shape[:-1]
-        heads = (*rows, -1, self.head_dim)
-        q, k, v = (project(hidden_states).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        if hasattr(self, "q_norm"):
-            q, k = self.q_norm(q), self.k_norm(k)
-        # transformers' tables hold every angle twice, for the two channels of its pair.
-        cos, sin = (table[..., : self.head_dim // 2] for table in position_embeddings)
-        q, k = flagattn.apply_rotary(q, cos, sin), flagattn.apply_rotary(k, cos, sin)
+        q, k, v = _rotated(self, hidden_states, position_embeddings, (*rows, -1, self.head_dim))
         options = {"scaling": self.scaling, **own_options(self), **kwargs}
         dropout = self.attention_dropout if self.training else 0.0
         out = None
@@ -137,6 +167,6 @@ def _attention_forward(
             if past_key_values is not None:
                 k, v = past_key_values.update(k, v, self.layer_idx)
             out, _ = attention(self, q, k, v, attention_mask, dropout=dropout, **options)
-        return self.o_proj(out.reshape(*rows, -1)), None
+        return few_rows.linear(out.reshape(*rows, -1), self.o_proj), None
 
     return forward

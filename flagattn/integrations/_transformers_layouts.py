@@ -34,6 +34,12 @@ def packing_of(position_ids: Tensor, batch: int) -> tuple[Tensor, Tensor, int, i
     return _kept_on(position_ids, "_flagattn_packing", lambda positions: _packing(positions, batch))
 
 
+def first_half_of(table: Tensor) -> Tensor:
+    """The first half of a table's last dimension."""
+    # A copy: a view kept on the tensor that it views would keep it alive for ever.
+    return _kept_on(table, "_flagattn_half", lambda whole: whole[..., : whole.shape[-1] // 2].clone())
+
+
 def _padding(keys: Tensor) -> Padding:
     keys = keys.bool()
     lengths = keys.sum(dim=1, dtype=torch.int32)

@@ -279,6 +279,11 @@ def fuse(model: nn.Module) -> int:
     a quarter or 64 rows more, whichever is more, instead of copying it for every token; that only while the model's
     attention implementation is "flagattn". Weights stay where they are.
 
+    On up to eight rows, without gradients and on the CPU, the linear layers of attention, of those MLPs and of the
+    logits go through a product of this library's that reads every weight once; layers with one input share a call.
+    That is for plain `nn.Linear` layers in x's dtype: what hooks, adapters, quantised weights or autocast make of a
+    layer is left to the layer.
+
     The cache grows in place without gradients (under torch.no_grad or inference_mode, as in generate), for layers with
     full attention, head dimensions that are multiples of 8, and rows of the dtype of those before; else as
     transformers lets it. Its keys and values are then views of the buffers: change them in place, and those handed out

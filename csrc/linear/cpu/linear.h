@@ -1,4 +1,4 @@
-// Entry point of the batch-invariant linear map on the CPU. It picks the ISA level once per call (arch/cpu_level.h).
+// Entry points of the linear maps on the CPU. They pick the ISA level once per call (arch/cpu_level.h).
 #pragma once
 
 #include "arch/parallel.h"
@@ -8,5 +8,7 @@
 namespace flagattn::cpu {
 
 Status run_batch_invariant_linear(const LinearParams& params, const ParallelFor& parallel);
+
+Status run_few_row_linear(const FewRowsParams& params, const ParallelFor& parallel);
 
 }  // namespace flagattn::cpu

@@ -1,0 +1,90 @@
+"""Linear layers on few rows without gradients, as generation has them: several layers of one input in one call.
+
+Torch's matrix products leave half of the memory's bandwidth unused there, and each call costs as much as a small layer.
+Only layers of which it is certain that their forward pass is `x weight^T + bias` are taken; what hooks, adapters,
+quantised or sharded weights, autocast or a transform make of a layer is left to the layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from flagattn._autograd import are_transforms_active, is_forward_mode
+from flagattn.linear import few_row_linear
+
+MOST_ROWS = 8
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_state: Any = _module
+
+
+def joined(x: Tensor, *layers: nn.Module) -> Tensor | None:
+    """What the layers give for x (..., in_features), side by side in the last dimension; None if one must be asked."""
+    if not _is_plain(x):
+        return None
+    for layer in layers:
+        if not _is_plain_linear(layer):
+            return None
+    return _product(x, layers)
+
+
+def output(x: Tensor, layer: nn.Linear) -> Tensor | None:
+    """The same from within the layer's forward pass, which hooks surround."""
+    return _product(x, (layer,)) if _is_plain(x) else None
+
+
+def linear(x: Tensor, layer: nn.Module) -> Tensor:
+    """What the layer gives for x."""
+    y = joined(x, layer)
+    return layer(x) if y is None else y
+
+
+def _product(x: Tensor, layers: tuple[Any, ...]) -> Tensor | None:
+    weights, biases = [], []
+    for layer in layers:
+        parameters = layer._parameters
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if not _fits(weight, x) or not (bias is None or _fits(bias, x)):
+            return None
+        weights.append(weight)
+        if bias is not None:
+            biases.append(bias)
+    if biases and len(biases) != len(weights):
+        return None
+    return few_row_linear(x, weights, biases)
+
+
+def _is_plain(x: Tensor) -> bool:
+    return (
+        type(x) is Tensor
+        and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and 2 <= x.dim() <= 4
+        and x.is_contiguous()
+        and x.dtype in _DTYPES
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and not are_transforms_active()
+        and not is_forward_mode()
+    )
+
+
+def _is_plain_linear(layer: nn.Module) -> bool:
+    return (
+        type(layer) is nn.Linear
+        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
+        and not (_state._global_forward_hooks or _state._global_forward_pre_hooks)
+    )
+
+
+def _fits(parameter: Any, x: Tensor) -> bool:
+    return (
+        type(parameter) is nn.Parameter
+        and parameter.dtype is x.dtype
+        and parameter.device == x.device
+        and parameter.stride(-1) == 1
+    )
