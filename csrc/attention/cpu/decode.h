@@ -148,21 +148,21 @@ class DecodeWorker : DecodeTileScores {
   }
 
   void add_values_of_tile(int64_t first, const KeyRange& tile, const RowWalk& values, const RowWalk& later) const {
-    const int64_t steps = values.steps(heads_), distance = steps_ahead<T>(params_.head_dim_v);
+    const int64_t steps = values.steps(heads_);
     // Where columns see different keys every row is added by itself: a weight of 0 would not cancel a value of NaN.
     const bool alike = keys_[sequence_.seqlen_q - 1].begin <= first + tile.begin && first + tile.end <= keys_[0].end;
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t head = step % heads_, key = (values.begin + step / heads_) * kGroupKeys;
-      const RowGroup group = values.at(step, heads_), ahead = ahead_of(values, later, step, heads_, distance);
+      const RowGroup group = values.at(step, heads_);
+      LinesAhead ahead = lines_ahead<T>(values, later, step, 1, heads_, params_.head_dim_v);
       const auto add = [&](const KeyRange& keys, int column, int stop) {
         const int64_t begin = keys.begin > key ? keys.begin : key;
         const int64_t end = keys.end < key + kGroupKeys ? keys.end : key + kGroupKeys;
         if (begin >= end) return;
         const float* weights = scratch_.scores + head * sizes_.scores + begin * 4;
         float* sums = scratch_.sums + head * sizes_.outputs;
-        add_few_columns<T>({group.rows + begin - key, group.offset}, {ahead.rows + begin - key, ahead.offset},
-                           end - begin, params_.head_dim_v, weights, column, stop, begin > keys.begin, sums,
-                           sizes_.output_row);
+        add_few_columns<T>({group.rows + begin - key, group.offset}, ahead, end - begin, params_.head_dim_v, weights,
+                           column, stop, begin > keys.begin, sums, sizes_.output_row);
       };
       if (alike) {
         add(tile, 0, columns_);

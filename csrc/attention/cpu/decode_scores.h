@@ -44,66 +44,80 @@ struct KeyDims<BFloat16> {
   }
 };
 
-// Dims [begin, end) of one strip, whose rows, and those that are wanted next, start at element `offset` of their
-// table's. queries[d][block][4] are the block's four columns. `further` adds to the scores.
-template <typename T, int NB>
-FLAGATTN_KERNEL void score_few(const T* const* rows, int64_t offset, const T* const* ahead, int64_t ahead_offset,
-                               const float* queries, int64_t begin, int64_t end, bool further, float* scores) {
-  constexpr int NV = strip_vectors(NB), kAtOnce = NV < 4 ? NV : 4, kDims = KeyDims<T>::kDims;
+// One head's share of a strip: its place in the rows, its queries and its scores.
+struct StripHead {
+  int64_t offset;
+  const float* queries;
+  float* scores;
+};
+
+// Dims [begin, end) of one strip of H heads. queries[d][block][4] are a block's four columns. `further` adds to the
+// scores.
+template <typename T, int NB, int H>
+FLAGATTN_KERNEL void score_few(const T* const* rows, const StripHead (&heads)[H], LinesAhead& ahead, int64_t begin,
+                               int64_t end, bool further) {
+  constexpr int NV = strip_vectors(NB) / H, kAtOnce = NV < 4 ? NV : 4, kDims = KeyDims<T>::kDims;
   constexpr int64_t kLine = 64 / sizeof(T);
-  F32 c[NB][NV];
-  clear(c);
+  F32 c[H][NB][NV];
+  FLAGATTN_UNROLL for (int h = 0; h < H; ++h) clear(c[h]);
   for (int64_t d = begin; d < end; d += kDims) {
-    if (d % kLine == 0) {
-      FLAGATTN_UNROLL for (int r = 0; r < NV * kFourKeys; ++r) prefetch(ahead[r] + ahead_offset + d);
-    }
-    const float* from = queries + d * NB * 4;
-    FLAGATTN_UNROLL for (int first = 0; first < NV; first += kAtOnce) {
-      KeyDims<T> keys[kAtOnce];
-      FLAGATTN_UNROLL for (int v = 0; v < kAtOnce; ++v) {
-        const T* some[kFourKeys];
-        FLAGATTN_UNROLL for (int r = 0; r < kFourKeys; ++r) some[r] = rows[(first + v) * kFourKeys + r] + offset + d;
-        keys[v] = KeyDims<T>::load(some);
-      }
-      const auto dim = [&]<int I>() FLAGATTN_INLINE_LAMBDA {
-        F32 q[NB];
-        FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) q[b] = repeat_four(from + (I * NB + b) * 4);
+    if (d % kLine == 0) ahead.fetch<H * NV * kFourKeys>();
+    FLAGATTN_UNROLL for (int h = 0; h < H; ++h) {
+      const float* from = heads[h].queries + d * NB * 4;
+      FLAGATTN_UNROLL for (int first = 0; first < NV; first += kAtOnce) {
+        KeyDims<T> keys[kAtOnce];
         FLAGATTN_UNROLL for (int v = 0; v < kAtOnce; ++v) {
-          const F32 spread = keys[v].template spread<I>();
-          FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) c[b][first + v] = fma(spread, q[b], c[b][first + v]);
+          const T* some[kFourKeys];
+          FLAGATTN_UNROLL for (int r = 0; r < kFourKeys; ++r) {
+            some[r] = rows[(first + v) * kFourKeys + r] + heads[h].offset + d;
+          }
+          keys[v] = KeyDims<T>::load(some);
         }
-      };
-      dim.template operator()<0>();
-      dim.template operator()<1>();
-      dim.template operator()<2>();
-      dim.template operator()<3>();
-      if constexpr (kDims == 8) {
-        dim.template operator()<4>();
-        dim.template operator()<5>();
-        dim.template operator()<6>();
-        dim.template operator()<7>();
+        const auto dim = [&]<int I>() FLAGATTN_INLINE_LAMBDA {
+          F32 q[NB];
+          FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) q[b] = repeat_four(from + (I * NB + b) * 4);
+          FLAGATTN_UNROLL for (int v = 0; v < kAtOnce; ++v) {
+            const F32 spread = keys[v].template spread<I>();
+            FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) c[h][b][first + v] = fma(spread, q[b], c[h][b][first + v]);
+          }
+        };
+        dim.template operator()<0>();
+        dim.template operator()<1>();
+        dim.template operator()<2>();
+        dim.template operator()<3>();
+        if constexpr (kDims == 8) {
+          dim.template operator()<4>();
+          dim.template operator()<5>();
+          dim.template operator()<6>();
+          dim.template operator()<7>();
+        }
       }
     }
   }
-  FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) {
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-      float* at = scores + b * kBlockScores + v * F32::kLanes;
-      (further ? F32::load(at) + c[b][v] : c[b][v]).store(at);
+  FLAGATTN_UNROLL for (int h = 0; h < H; ++h) {
+    FLAGATTN_UNROLL for (int b = 0; b < NB; ++b) {
+      FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+        float* at = heads[h].scores + b * kBlockScores + v * F32::kLanes;
+        (further ? F32::load(at) + c[h][b][v] : c[h][b][v]).store(at);
+      }
     }
   }
 }
 
-// A group of keys; `scores` are those of its first key.
-template <typename T, int NB>
-inline void score_group(const RowGroup& group, const RowGroup& ahead, const float* queries, int64_t head_dim,
-                        float* scores) {
-  for (int64_t key = 0; key < kGroupKeys; key += strip_keys(NB)) {
+// A group of keys of H heads; `scores` are those of its first key.
+template <typename T, int NB, int H>
+inline void score_group(const RowGroup (&groups)[H], LinesAhead& ahead, const float* queries, int64_t queries_stride,
+                        int64_t head_dim, float* scores, int64_t scores_stride) {
+  for (int64_t key = 0; key < kGroupKeys; key += strip_keys(NB) / H) {
+    StripHead heads[H];
+    for (int h = 0; h < H; ++h) {
+      heads[h] = {groups[h].offset, queries + h * queries_stride, scores + h * scores_stride + key * 4};
+    }
     int64_t d = 0;
     int64_t n = head_dim <= kMostProducts ? head_dim : kPartProducts;
     while (d < head_dim) {
       const int64_t stop = d + n < head_dim ? d + n : head_dim;
-      score_few<T, NB>(group.typed<T>() + key, group.offset, ahead.typed<T>() + key, ahead.offset, queries, d, stop,
-                       d > 0, scores + key * 4);
+      score_few<T, NB, H>(groups[0].template typed<T>() + key, heads, ahead, d, stop, d > 0);
       d = stop;
     }
   }

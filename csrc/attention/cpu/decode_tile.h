@@ -17,14 +17,6 @@ class DecodeTileScores : protected DecodeColumns {
  protected:
   using DecodeColumns::DecodeColumns;
 
-  // As many steps as a few pages take: far enough for memory to answer, near enough for the rows to be in L1 still.
-  template <typename T>
-  static int64_t steps_ahead(int64_t head_dim) {
-    constexpr int64_t kAheadBytes = 16 * 1024;
-    const int64_t steps = kAheadBytes / (kGroupKeys * head_dim * static_cast<int64_t>(sizeof(T)));
-    return steps > 1 ? steps : 1;
-  }
-
   // Of all heads; `values` follow.
   template <typename T>
   void score_tile(int64_t first, const KeyRange& tile, const RowWalk& values) {
@@ -32,13 +24,23 @@ class DecodeTileScores : protected DecodeColumns {
       return walk_over<T>(sequence_, item_.first_head, view, first, tile, rows);
     };
     const auto score = [&](const RowWalk& keys, const RowWalk& later, const float* queries, float* scores) {
-      const int64_t steps = keys.steps(heads_), distance = steps_ahead<T>(params_.head_dim);
+      const int64_t steps = keys.steps(heads_);
       with_blocks([&]<int NB>() {
-        for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t step = 0; step < steps;) {
           const int64_t head = step % heads_, key = (keys.begin + step / heads_) * kGroupKeys;
-          score_group<T, NB>(keys.at(step, heads_), ahead_of(keys, later, step, heads_, distance),
-                             queries + head * sizes_.queries, params_.head_dim,
-                             scores + head * sizes_.scores + key * 4);
+          const auto score_heads = [&]<int H>() {
+            RowGroup groups[H];
+            for (int h = 0; h < H; ++h) groups[h] = keys.at(step + h, heads_);
+            LinesAhead ahead = lines_ahead<T>(keys, later, step, H, heads_, params_.head_dim);
+            score_group<T, NB, H>(groups, ahead, queries + head * sizes_.queries, sizes_.queries, params_.head_dim,
+                                  scores + head * sizes_.scores + key * 4, sizes_.scores);
+            step += H;
+          };
+          if (NB == 1 && head + 1 < heads_) {
+            score_heads.template operator()<2>();
+          } else {
+            score_heads.template operator()<1>();
+          }
         }
       });
     };

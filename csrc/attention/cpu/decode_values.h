@@ -42,11 +42,10 @@ inline void unpair(int64_t num_dims, float* sums) {
 }
 
 // sums[g][d ...] (+)= sum over the keys of weights[key][g] * rows[key][d ...]; `rest` dims where a vector is not whole.
-// The rows, and those that are fetched, are at element d already counted in their offsets.
-template <typename T, int G, int NV, bool kWhole, bool kFetch>
-FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, const T* const* ahead, int64_t ahead_offset,
-                                int64_t num_keys, int64_t rest, const float* weights, bool further, float* sums,
-                                int64_t ld) {
+// Element d is already counted in the offset.
+template <typename T, int G, int NV, bool kWhole>
+FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, int64_t num_keys, int64_t rest,
+                                const float* weights, bool further, float* sums, int64_t ld) {
   F32 c[G][NV];
   if (further) {
     load_block(sums, ld, c);
@@ -56,11 +55,6 @@ FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, const T* c
   // Alone, a step has hardly more arithmetic than the loop around it.
   _Pragma("GCC unroll 2") for (int64_t key = 0; key < num_keys; ++key) {
     const T* row = rows[key] + offset;
-    if constexpr (kFetch) {
-      FLAGATTN_UNROLL for (int v = 0; v < NV; v += 64 / static_cast<int>(sizeof(T)) / F32::kLanes) {
-        prefetch(ahead[key] + ahead_offset + v * F32::kLanes);
-      }
-    }
     F32 value[NV];
     if constexpr (kWhole) {
       FLAGATTN_UNROLL for (int v = 0; v < NV; v += 2) load_two(row + v * F32::kLanes, value[v], value[v + 1]);
@@ -76,38 +70,38 @@ FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, const T* c
   store_block(c, sums, ld);
 }
 
-// All dims of up to four columns; `sums` has rows of whole vectors, ld apart. `fetch`: the rows ahead, a line at a
-// time.
+// All dims of up to four columns; `sums` has rows of whole vectors, ld apart. For every line of a row as many lines are
+// fetched as there are keys.
 template <typename T, int G>
-inline void add_value_rows(const RowGroup& group, const RowGroup& ahead, bool fetch, int64_t num_keys, int64_t head_dim,
+inline void add_value_rows(const RowGroup& group, LinesAhead& ahead, int64_t num_keys, int64_t head_dim,
                            const float* weights, bool further, float* sums, int64_t ld) {
   constexpr int64_t kLine = 64 / sizeof(T);
   const T* const* rows = group.typed<T>();
-  const T* const* later = ahead.typed<T>();
   int64_t d = 0;
   const auto add_whole = [&]<int NV>() {
     for (; d + NV * F32::kLanes <= head_dim; d += NV * F32::kLanes) {
-      const auto add = fetch && d % kLine == 0 ? add_values<T, G, NV, true, true> : add_values<T, G, NV, true, false>;
-      add(rows, group.offset + d, later, ahead.offset + d, num_keys, NV * F32::kLanes, weights, further, sums + d, ld);
+      for (int64_t line = 0; line < NV * F32::kLanes; line += kLine) {
+        if ((d + line) % kLine == 0) ahead.fetch(num_keys);
+      }
+      add_values<T, G, NV, true>(rows, group.offset + d, num_keys, NV * F32::kLanes, weights, further, sums + d, ld);
     }
   };
   if constexpr (G <= 2) add_whole.template operator()<4>();
   add_whole.template operator()<2>();
   for (; d < head_dim; d += F32::kLanes) {
-    add_values<T, G, 1, false, true>(rows, group.offset + d, later, ahead.offset + d, num_keys, head_dim - d, weights,
-                                     further, sums + d, ld);
+    add_values<T, G, 1, false>(rows, group.offset + d, num_keys, head_dim - d, weights, further, sums + d, ld);
   }
 }
 
 // num_keys keys for columns [first, stop): weights[block][key][4], of the first key, kBlockScores from block to block.
 template <typename T>
-inline void add_few_columns(const RowGroup& group, const RowGroup& ahead, int64_t num_keys, int64_t head_dim,
+inline void add_few_columns(const RowGroup& group, LinesAhead& ahead, int64_t num_keys, int64_t head_dim,
                             const float* weights, int first, int stop, bool further, float* sums, int64_t ld) {
   for (int column = first; column < stop;) {
     const int in_block = 4 - column % 4, count = stop - column < in_block ? stop - column : in_block;
     const float* from = weights + column / 4 * kBlockScores + column % 4;
     const auto add = [&]<int G>() {
-      add_value_rows<T, G>(group, ahead, column == first, num_keys, head_dim, from, further, sums + column * ld, ld);
+      add_value_rows<T, G>(group, ahead, num_keys, head_dim, from, further, sums + column * ld, ld);
     };
     switch (count) {
       case 4:
