@@ -183,6 +183,7 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
             )
         return explanation
 
+    packing: list[Tensor] = []
     if name in _CACHED:
         batch, seqlen_q, seqlen_k = q.shape[0], q.shape[1], k.shape[1]
         if arguments["block_table"] is not None:
@@ -191,30 +192,37 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
         batch, seqlen_q, seqlen_k = q.shape[0], q.shape[1], k.shape[1]
     else:
         one_for_both = "cu_seqlens" in arguments
-        batch = arguments["cu_seqlens" if one_for_both else "cu_seqlens_q"].shape[0] - 1
+        packing = [arguments["cu_seqlens" if one_for_both else key] for key in ("cu_seqlens_q", "cu_seqlens_k")]
+        batch = packing[0].shape[0] - 1
         seqlen_q = arguments["max_seqlen" if one_for_both else "max_seqlen_q"]
         seqlen_k = arguments["max_seqlen" if one_for_both else "max_seqlen_k"]
     head_dims = [-(-tensor.shape[-1] // 8) * 8 for tensor in (q, v)]
     sizes = (batch, q.shape[-2], k.shape[-2], seqlen_q, seqlen_k, *head_dims)
     piecewise = name.startswith("piecewise")
-    plan = dict(line.split("=") for line in torch.ops.flagattn.attention_plan(*sizes, piecewise).splitlines())
+    cut = torch.ops.flagattn.attention_plan(*sizes, piecewise, *packing)
+    plan = dict(line.split("=") for line in cut.splitlines())
     threads = _counted(plan["threads"], "thread")
     joined = _what_joins_the_scores(arguments)
     if joined:
         explanation.details["scores"] = "; ".join(joined)
     terms = [term for term in ("attn_mask", "dropout_p") if _is_given(arguments.get(term))]
-    if plan["decodes"] == "1" and not terms:
-        explanation.details["forward"] = (
+    decodes = plan["decodes"] == "1" and not terms
+    shared = decodes and plan["forwards"] == "1"
+    if decodes:
+        explanation.details["few rows" if shared else "forward"] = (
+            f"{'sequences of up to ' + _counted(plan['decode_rows'], 'query row') + ' go to ' if shared else ''}"
             f"the decode kernel, {_counted(plan['decode_items'], 'work item')} of {plan['decode_heads']} key/value "
             f"heads' chunk of {plan['key_chunk']} keys for {threads}: up to {plan['most_decode_columns']} query rows, "
             "heads of a group counted, read every key once"
         )
-        return _with_backward(explanation, plan, name, arguments)
-    explanation.others["decode kernel"] = (
-        f"it takes no {', '.join(terms)}"
-        if terms
-        else f"it takes up to {plan['most_decode_columns']} query rows, heads of a group counted"
-    )
+        if not shared:
+            return _with_backward(explanation, plan, name, arguments)
+    else:
+        explanation.others["decode kernel"] = (
+            f"it takes no {', '.join(terms)}"
+            if terms
+            else f"it takes up to {plan['most_decode_columns']} query rows, heads of a group counted"
+        )
     explanation.details["forward"] = (
         f"{_counted(plan['forward_items'], 'work item')} of up to {plan['forward_columns_per_item']} query rows "
         f"(heads of a group counted) for {threads}, {plan['panel_columns']} rows computed side by side, in tiles of "

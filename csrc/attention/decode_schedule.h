@@ -5,6 +5,7 @@
 
 #include "attention/heuristics.h"
 #include "attention/params.h"
+#include "attention/schedule.h"
 
 namespace flagattn {
 
@@ -14,12 +15,38 @@ inline constexpr int64_t kMostDecodeColumns = 16;
 // Key/value heads of an item.
 inline constexpr int64_t kMostDecodeHeads = 16;
 
-// `panel`: as in cpu_forward_config. No result depends on the choice.
-constexpr bool decodes(const AttentionParams& params, int64_t panel) {
+// The most query rows of a sequence that the decode kernel takes; `panel` as in cpu_forward_config. No result depends
+// on the choice.
+constexpr int64_t most_decode_rows(const AttentionParams& params, int64_t panel) {
   const bool plain_scores =
       params.keep.data == nullptr && params.bias.data == nullptr && params.dropout.rng_state == nullptr;
-  const int64_t columns = params.seqlen_q * (params.heads_q / params.heads_k);
-  return plain_scores && columns <= panel && columns <= kMostDecodeColumns;
+  const int64_t columns = panel < kMostDecodeColumns ? panel : kMostDecodeColumns;
+  return plain_scores ? columns / (params.heads_q / params.heads_k) : 0;
+}
+
+// Which sequences go to the decode kernel: those of up to `most_rows` query rows, if there are any; the others go to
+// the forward kernel.
+struct RowShares {
+  int64_t most_rows;
+  bool few;   // the decode kernel is needed
+  bool many;  // the forward kernel is needed
+};
+
+// The longest sequence decides for a dense batch. In a packed one, sequences that are decoded stand beside others that
+// are prefilled; there a kernel of their own pays if they have keys enough to wake the threads for.
+constexpr RowShares row_shares(const AttentionParams& params, int64_t panel) {
+  constexpr int64_t kWorthwhileKeys = 1024;
+  const int64_t most = most_decode_rows(params, panel);
+  if (most > 0 && params.seqlen_q <= most) return {most, true, false};
+  if (!params.is_packed() || most == 0) return {most, false, true};
+  bool many = false;
+  int64_t keys = 0;
+  for (int64_t b = 0; b < params.batch; ++b) {
+    const Sequence sequence = sequence_of(params, b);
+    many |= sequence.seqlen_q > most;
+    if (sequence.seqlen_q > 0 && sequence.seqlen_q <= most) keys += sequence.seqlen_k;
+  }
+  return {most, !many || keys >= kWorthwhileKeys, many};
 }
 
 // Work items are the key chunks of a sequence, or all chunks of it together, for some neighbouring key/value heads: in
@@ -27,9 +54,10 @@ constexpr bool decodes(const AttentionParams& params, int64_t panel) {
 struct DecodeSchedule {
   int64_t batch;
   int64_t heads_k;
-  int64_t chunks;          // of the longest sequence
-  bool split;              // one chunk per item
-  int64_t heads_per_item;  // the last item of a chunk may have fewer
+  int64_t chunks;                 // of the longest sequence
+  bool split;                     // one chunk per item
+  int64_t heads_per_item;         // the last item of a chunk may have fewer
+  int64_t most_rows = INT64_MAX;  // longer sequences are left to another kernel
 
   constexpr int64_t parts() const { return split ? chunks : 1; }
   constexpr int64_t head_blocks() const { return (heads_k + heads_per_item - 1) / heads_per_item; }

@@ -93,6 +93,7 @@ struct ForwardSchedule {
   CpuForwardConfig config;
   int64_t batch;
   int64_t heads_k;
+  int64_t least_rows = 0;  // shorter sequences are left to another kernel
 
   constexpr int64_t num_items() const { return batch * heads_k * config.items_per_group; }
 

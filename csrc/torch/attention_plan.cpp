@@ -1,6 +1,7 @@
 // How the CPU kernels would cut an attention problem; flagattn/explain.py turns it into sentences.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <string>
 
 #include "attention/backward_schedule.h"
@@ -8,13 +9,15 @@
 #include "attention/decode_schedule.h"
 #include "attention/heuristics.h"
 #include "torch/executor.h"
+#include "torch/tensor_utils.h"
 
 namespace flagattn {
 namespace {
 
-// Lines of name=value. For packed operands the lengths are the longest sequence's.
+// Lines of name=value. For packed operands the lengths are the longest sequence's, and cu_seqlens say the others.
 std::string attention_plan(int64_t batch, int64_t heads_q, int64_t heads_k, int64_t seqlen_q, int64_t seqlen_k,
-                           int64_t head_dim, int64_t head_dim_v, bool piecewise) {
+                           int64_t head_dim, int64_t head_dim_v, bool piecewise,
+                           const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k) {
   AttentionParams params;
   params.batch = batch;
   params.heads_q = heads_q;
@@ -26,10 +29,22 @@ std::string attention_plan(int64_t batch, int64_t heads_q, int64_t heads_k, int6
   char present;
   if (piecewise) params.q2.data = &present;
 
+  if (cu_seqlens_q.has_value() && cu_seqlens_k.has_value()) {
+    for (const Tensor* cu_seqlens : {&*cu_seqlens_q, &*cu_seqlens_k}) {
+      check_dtype("attention_plan", {"cu_seqlens", *cu_seqlens}, ScalarType::Int);
+      check_shape("attention_plan", {"cu_seqlens", *cu_seqlens}, {batch + 1}, "(batch + 1,)");
+    }
+    params.cu_seqlens_q = static_cast<const int32_t*>(input_data(*cu_seqlens_q));
+    params.cu_seqlens_k = static_cast<const int32_t*>(input_data(*cu_seqlens_k));
+  }
+
   const int64_t threads = torch_threads().num_threads;
   const int64_t panel = cpu::attention_panel_columns();
   const CpuForwardConfig forward = cpu_forward_config(params, panel, threads);
-  const DecodeSchedule decode = decode_schedule(params, threads);
+  const RowShares shares = row_shares(params, panel);
+  AttentionParams few = params;
+  if (few.seqlen_q > shares.most_rows) few.seqlen_q = shares.most_rows;
+  const DecodeSchedule decode = decode_schedule(few, threads);
   const BackwardSplit backward = backward_split(seqlen_q, heads_q / heads_k);
 
   std::string text;
@@ -38,7 +53,9 @@ std::string attention_plan(int64_t batch, int64_t heads_q, int64_t heads_k, int6
   };
   line("threads", threads);
   line("panel_columns", panel);
-  line("decodes", decodes(params, panel) ? 1 : 0);
+  line("decodes", shares.few ? 1 : 0);
+  line("forwards", shares.many ? 1 : 0);
+  line("decode_rows", shares.most_rows);
   line("decode_items", decode.num_items());
   line("decode_heads", decode.heads_per_item);
   line("most_decode_columns", panel < kMostDecodeColumns ? panel : kMostDecodeColumns);

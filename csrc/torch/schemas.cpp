@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY(flagattn, m) {
   m.def("apply_rotary_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions, bool interleaved, bool conjugate) -> ()");
   m.def("batch_invariant_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
   m.def("few_row_linear(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor y");
-  m.def("attention_plan(int batch, int heads_q, int heads_k, int seqlen_q, int seqlen_k, int head_dim, int head_dim_v, bool piecewise) -> str");
+  m.def("attention_plan(int batch, int heads_q, int heads_k, int seqlen_q, int seqlen_k, int head_dim, int head_dim_v, bool piecewise, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None) -> str");
 
   // loss
   m.def("cross_entropy(Tensor logits, Tensor targets, Tensor? token_weights, int ignore_index, int reduction, float softcap, float z_loss, float label_smoothing) -> (Tensor loss, Tensor lse, Tensor lse_parts)");

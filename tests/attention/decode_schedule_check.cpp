@@ -27,6 +27,8 @@ AttentionParams problem(int64_t batch, int64_t heads_k, int64_t group, int64_t s
   return params;
 }
 
+bool decodes(const AttentionParams& params, int64_t panel) { return row_shares(params, panel).few; }
+
 // Every (sequence, chunk, head) belongs to one item; items that join are numbered alike, and no others are.
 void check_items(const AttentionParams& params, int64_t threads) {
   const DecodeSchedule schedule = decode_schedule(params, threads);
@@ -57,6 +59,41 @@ void check_items(const AttentionParams& params, int64_t threads) {
          schedule.num_items());
 }
 
+// Packed sequences are taken by one kernel each, whatever the others are.
+void check_shares() {
+  const std::vector<int32_t> lengths{1, 0, 4, 5, 700, 3, 16, 17, 1};
+  for (int64_t keys : {1, 100, 1000}) {
+    for (size_t batch = 1; batch <= lengths.size(); ++batch) {
+      std::vector<int32_t> cu_q{0}, cu_k{0};
+      for (size_t b = 0; b < batch; ++b) {
+        cu_q.push_back(cu_q.back() + lengths[b]);
+        cu_k.push_back(cu_k.back() + static_cast<int32_t>(keys));
+      }
+      for (int64_t group : {1, 4, 16, 32}) {
+        AttentionParams params = problem(static_cast<int64_t>(batch), 2, group, keys, 64);
+        params.seqlen_q = 700;
+        params.cu_seqlens_q = cu_q.data();
+        params.cu_seqlens_k = cu_k.data();
+        const RowShares shares = row_shares(params, 24);
+        expect(shares.most_rows == 16 / group, "columns of a group", group, shares.most_rows, keys);
+        bool few = false, many = false;
+        int64_t few_keys = 0;
+        for (size_t b = 0; b < batch; ++b) {
+          const bool is_few = lengths[b] > 0 && lengths[b] <= shares.most_rows;
+          few |= is_few;
+          many |= lengths[b] > shares.most_rows;
+          few_keys += is_few ? keys : 0;
+        }
+        expect(!many || shares.many, "long sequences are taken", group, keys, static_cast<long long>(batch));
+        expect(!few || shares.few || shares.many, "short ones are taken", group, keys, static_cast<long long>(batch));
+        if (few && many) {
+          expect(shares.few == (few_keys >= 1024), "keys worth it", group, few_keys, static_cast<long long>(batch));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -84,5 +121,6 @@ int main() {
   expect(decodes(params, 24), "ALiBi joins", 0, 0, 0);
   params.bias.data = &slope;
   expect(!decodes(params, 24), "biases do not", 0, 0, 0);
+  check_shares();
   return failures != 0;
 }

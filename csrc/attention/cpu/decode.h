@@ -30,7 +30,7 @@ class DecodeWorker : DecodeTileScores {
     heads_ = static_cast<int>(item_.num_heads);
     sequence_ = sequence_of(params_, item_.sequence);
     columns_ = static_cast<int>(sequence_.seqlen_q) * group_;
-    if (columns_ == 0) return;
+    if (columns_ == 0 || sequence_.seqlen_q > schedule_.most_rows) return;
     start<T>();
     const KeyRange seen = shape_.keys_of_any_row(0, sequence_.seqlen_q - 1);
     const int64_t first = seen.empty() ? 0 : seen.begin / kCpuKeyChunk;
@@ -84,7 +84,7 @@ class DecodeWorker : DecodeTileScores {
     const KeyRange seen =
         MaskShape{sequence.seqlen_q, sequence.seqlen_k, params_.mask}.keys_of_any_row(0, sequence.seqlen_q - 1);
     const int64_t first = item.chunk * kCpuKeyChunk, rest = seen.end - first;
-    if (sequence.seqlen_q == 0 || seen.begin > first || rest <= 0) return {};
+    if (sequence.seqlen_q == 0 || sequence.seqlen_q > schedule_.most_rows || seen.begin > first || rest <= 0) return {};
     return walk_over<T>(sequence, item.first_head, params_.k, first, {0, rest < kCpuKeyTile ? rest : kCpuKeyTile},
                         scratch_.next_rows);
   }

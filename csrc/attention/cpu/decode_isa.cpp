@@ -7,8 +7,9 @@ namespace flagattn::FLAGATTN_ISA {
 namespace {
 
 template <typename T>
-void decode(const AttentionParams& params, const ParallelFor& parallel) {
-  const DecodeSchedule schedule = decode_schedule(params, parallel.num_threads);
+void decode(const AttentionParams& params, const ParallelFor& parallel, int64_t most_rows) {
+  DecodeSchedule schedule = decode_schedule(params, parallel.num_threads);
+  schedule.most_rows = most_rows;
   const int64_t columns = params.seqlen_q * (params.heads_q / params.heads_k);
   const DecodeSizes sizes(params, schedule, columns);
   const DecodeLayout layout(params, schedule, sizes, parallel.num_threads);
@@ -34,8 +35,8 @@ void decode(const AttentionParams& params, const ParallelFor& parallel) {
 
 }  // namespace
 
-void attention_decode(const AttentionParams& params, const ParallelFor& parallel) {
-  dispatch(params.dtype, [&]<typename T>(T) { decode<T>(params, parallel); });
+void attention_decode(const AttentionParams& params, const ParallelFor& parallel, int64_t most_rows) {
+  dispatch(params.dtype, [&]<typename T>(T) { decode<T>(params, parallel, most_rows); });
 }
 
 }  // namespace flagattn::FLAGATTN_ISA

@@ -42,7 +42,7 @@ class ForwardWorker : ForwardColumns {
   void run_columns(int64_t most) {
     sequence_ = sequence_of(params_, item_.sequence);
     const int64_t columns = sequence_.seqlen_q * group_ - item_.first_column;
-    if (columns <= 0) return;
+    if (columns <= 0 || sequence_.seqlen_q < schedule_.least_rows) return;
     num_columns_ = columns < most ? columns : most;
     num_panels_ = (num_columns_ + kPanel - 1) / kPanel;
     tiles_.start(item_, sequence_);

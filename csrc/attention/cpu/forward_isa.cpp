@@ -5,9 +5,9 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-void attention_forward(const AttentionParams& params, const ParallelFor& parallel) {
-  const ForwardSchedule schedule{cpu_forward_config(params, kPanel, parallel.num_threads), params.batch,
-                                 params.heads_k};
+void attention_forward(const AttentionParams& params, const ParallelFor& parallel, int64_t least_rows) {
+  const ForwardSchedule schedule{cpu_forward_config(params, kPanel, parallel.num_threads), params.batch, params.heads_k,
+                                 least_rows};
   ForwardScratch scratch;
   const size_t bytes = carve(params, schedule.config, nullptr, scratch);
   for_each_run_of_items(
