@@ -152,15 +152,17 @@ def check_new_rows(q: Tensor, rows: dict[str, tuple[Tensor, Tensor]], cache_seql
     first = next(iter(rows))
     if cache_seqlens is None:
         raise ValueError(f"{first} is given, but cache_seqlens is not; it says where the new rows go")
+    batch = q.shape[0]
     for name, (tensor, cache) in rows.items():
-        check_ranks((tensor,), (name,), _DENSE)
+        if not isinstance(tensor, Tensor) or tensor.dim() != 4:
+            check_ranks((tensor,), (name,), _DENSE)
         shape = cache.shape
-        wanted = (q.shape[0], rows[first][0].shape[1], shape[2], shape[3])
+        wanted = (batch, rows[first][0].shape[1], shape[2], shape[3])
         if tensor.dtype != cache.dtype:
             raise TypeError(f"{name} is {tensor.dtype}, but its cache is {cache.dtype}; their dtypes must be equal")
         if tensor.device != q.device:
             raise ValueError(f"{name} is on {tensor.device}, but q is on {q.device}; their devices must be equal")
-        if tuple(tensor.shape) != wanted:
+        if tensor.shape != wanted:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; it must be (batch, seqlen_new, heads_k, head_dim) = {wanted}"
             )

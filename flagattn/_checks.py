@@ -67,11 +67,12 @@ def check_packed_operands(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str
 
 def check_ranks(tensors: tuple[Tensor, ...], names: tuple[str, ...], layout: str) -> None:
     """Every tensor has as many dimensions as `layout`, for example "(batch, heads, seqlen, head_dim)", names."""
-    for name, tensor in zip(names, tensors):
+    rank = layout.count(",") + 1
+    for index, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            fail_on_types((tensor,), (name,))
-        if tensor.dim() != layout.count(",") + 1:
-            _fail_on_ranks((tensor,), (name,), layout)
+            fail_on_types((tensor,), (names[index],))
+        if tensor.dim() != rank:
+            _fail_on_ranks((tensor,), (names[index],), layout)
 
 
 def check_same_as(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:

@@ -40,10 +40,15 @@ inline void check(const Status& status, const char* op) {
   if (!status.ok()) fail(op, status.message);
 }
 
-inline std::string text_of(Sizes sizes) {
-  std::string text = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
-  return text + (sizes.size() == 1 ? ",)" : ")");
+// Written out only where a check has failed: strings of every shape would take longer than a small call.
+struct SizesText {
+  Sizes sizes;
+};
+inline SizesText text_of(Sizes sizes) { return {sizes}; }
+inline std::ostream& operator<<(std::ostream& out, const SizesText& text) {
+  out << '(';
+  for (size_t i = 0; i < text.sizes.size(); ++i) out << (i == 0 ? "" : ", ") << text.sizes[i];
+  return out << (text.sizes.size() == 1 ? ",)" : ")");
 }
 
 inline const char* name_of(ScalarType type) {
