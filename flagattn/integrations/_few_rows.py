@@ -7,7 +7,7 @@ quantised or sharded weights, autocast or a transform make of a layer is left to
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def output(x: Tensor, layer: nn.Linear) -> Tensor | None:
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """What the layer gives for x."""
     y = joined(x, layer)
-    return layer(x) if y is None else y
+    return cast(Tensor, layer(x)) if y is None else y
 
 
 def _product(x: Tensor, layers: tuple[Any, ...]) -> Tensor | None:
