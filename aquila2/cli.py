@@ -1,4 +1,4 @@
-"""The command `aquila2`: train, generate, tokenizer, configs, demo."""
+"""The command `aquila2`: train, generate, tokenizer, configs, ledger, mentor, demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from aquila2.checkpoint import from_pretrained
 from aquila2.config import PRESETS, Aquila2Config
 from aquila2.device import usable_device
 from aquila2.generate import generate
+from aquila2.heurimentor.commands import add_commands
+from aquila2.heurimentor.engine.world import OtherRankFailed
 from aquila2.sampling import Sampling
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import newest_valid
@@ -47,11 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError) as error:
         print(f"aquila2 {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except OtherRankFailed:
+        return 2  # the first rank says why
 
 
 def train_and_report(options: Options) -> Result:
     """Trains, prints the held-out losses before and after, and draws the loss curve into the run's folder."""
     result = train(options)
+    if result.rank:
+        return result
     folder = Path(options.run.folder)
     curve = folder / "loss.svg"
     write_loss_curve(
@@ -146,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("configs", help="print the named configurations")
     command.set_defaults(run=_configs)
+
+    add_commands(commands)
 
     command = commands.add_parser("demo", help="train a small model on this machine's text, generate, compare kernels")
     command.add_argument("--data", help="your own folder, .jsonl or .parquet instead of the machine's text")

@@ -157,9 +157,9 @@ def keep_newest(written: Path, prefix: str, keep: int) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def set_aside(folder: Path) -> Path:
+def set_aside(folder: Path, ending: str = ASIDE) -> Path:
     """Renames a folder that is faulty or belongs to undone steps to `NAME.aside`, for people to look at."""
-    aside = folder.with_name(folder.name + ASIDE)
+    aside = folder.with_name(folder.name + ending)
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     fsync_path(folder.parent)

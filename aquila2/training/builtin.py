@@ -51,9 +51,9 @@ def english_documents() -> Iterator[Document]:
 def chinese_documents() -> Iterator[Document]:
     """The Chinese documents of this checkout, and the Chinese messages of the programs installed on the machine."""
     yield from (document for document in checkout_documents() if _is_chinese(document))
-    for folder in CATALOGUE_FOLDERS:
-        for file in sorted(Path(folder).glob("*.mo")):
-            yield from _messages(file)
+    files = [file for folder in CATALOGUE_FOLDERS for file in sorted(Path(folder).glob("*.mo"))]
+    for file in {file.name: file for file in reversed(files)}.values():  # the first of each name
+        yield from _messages(file)
 
 
 def checkout_documents() -> Iterator[Document]:

@@ -7,8 +7,6 @@ neither counts among the checkpoints that are kept nor is taken for progress.
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aquila2.atomic import atomic_path, atomic_write, fsync_path, sha256_of
+from aquila2.atomic import atomic_path, atomic_write
 from aquila2.checkpoint import iterate_tensors, save_pretrained
 from aquila2.config import read_json
+from aquila2.heurimentor.ledger.lineage import Head
+from aquila2.heurimentor.verified import (
+    NotVerified,
+    keep_newest,
+    numbered_folders,
+    read_manifest,
+    set_aside,
+    verified_folder,
+    verify,
+)
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
 
-STEP_FOLDER = re.compile(r"step-(\d{8})")
-FAULTY = ".faulty"
-MANIFEST = "manifest.json"
+PREFIX = "step-"
+FAULTY, UNDONE = ".faulty", ".undone"
 
 
 def save_checkpoint(
@@ -35,47 +42,43 @@ def save_checkpoint(
     tokenizer: Aquila2Tokenizer,
     state: dict[str, Any],
     keep: int,
+    head: Head | None = None,
 ) -> Path:
     """Writes `folder/step-N`, N from state["step"], and removes older ones until `keep` are left.
 
     The one just written always stays, and so does what has a later step: nobody has looked whether that is whole.
     A checkpoint is also a model folder: `from_pretrained` and `Aquila2Tokenizer.from_pretrained` read it. The manifest
-    with the SHA-256 of every file is written last, then the folder gets its name, so a folder with that name is whole.
+    with the SHA-256 of every file, and with the ledger's `head`, is written last, then the folder gets its name, so a
+    folder with that name is whole.
 
     Raises:
         ValueError: keep is less than 1.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    target = folder / f"step-{state['step']:08d}"
-    temporary = target.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_pretrained(model, temporary)
-    tokenizer.save_pretrained(temporary)
-    for name, tensors in (
-        ("optimizer.safetensors", _optimizer_tensors(model, optimizer)),
-        ("rng.safetensors", {"torch": torch.get_rng_state()}),
-    ):
-        with atomic_path(temporary / name) as path:
-            save_file(tensors, path)
-    atomic_write(temporary / "state.json", json.dumps(state, indent=2) + "\n")
-    hashes = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
-    atomic_write(temporary / MANIFEST, json.dumps(hashes, indent=2) + "\n")
-    fsync_path(temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    fsync_path(folder)
-    older = [path for path in list_checkpoints(folder) if path < target]
-    for old in older[keep - 1 :]:
-        shutil.rmtree(old)
+    target = folder / f"{PREFIX}{state['step']:08d}"
+    with verified_folder(target, {"ledger": head.facts()} if head else {}) as temporary:
+        save_pretrained(model, temporary)
+        tokenizer.save_pretrained(temporary)
+        for name, tensors in (
+            ("optimizer.safetensors", _optimizer_tensors(model, optimizer)),
+            ("rng.safetensors", {"torch": torch.get_rng_state()}),
+        ):
+            with atomic_path(temporary / name) as path:
+                save_file(tensors, path)
+        atomic_write(temporary / "state.json", json.dumps(state, indent=2) + "\n")
+    keep_newest(target, PREFIX, keep)
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
-    found = [path for path in folder.glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
-    return sorted(found, reverse=True)
+    return numbered_folders(folder, PREFIX)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was made."""
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
@@ -88,44 +91,57 @@ def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
-def checkpoint_to_continue(folder: Path, report: Callable[[str], None]) -> Path | None:
+def checkpoint_to_continue(
+    folder: Path, report: Callable[[str], None], objection: Callable[[Head], str | None] | None = None
+) -> Path | None:
     """The newest whole checkpoint; None where the run has none at all.
 
-    Faulty ones are renamed to `step-N.faulty`, with a sentence to `report` for each, unless no other is left.
+    Faulty ones are renamed to `step-N.faulty`, with a sentence to `report` for each, unless no other is left. Newer
+    ones to which there is an objection, because the ledger says that their steps were undone, become `step-N.undone`.
 
     Raises:
         ValueError: There are checkpoints and none is whole.
     """
     faults = {path: checkpoint_fault(path) for path in list_checkpoints(folder)}
-    whole = [path for path, fault in faults.items() if fault is None]
-    aside = [path for path in folder.glob(f"step-*{FAULTY}") if STEP_FOLDER.fullmatch(path.stem)]
-    if not whole and (faults or aside):
-        reasons = [f"{path.name}: {fault}" for path, fault in faults.items()] + [path.name for path in sorted(aside)]
+    aside = [path for path in folder.glob(f"{PREFIX}*{FAULTY}") if path.stem.removeprefix(PREFIX).isdecimal()]
+    objections: dict[Path, str] = {}
+    chosen = None
+    for path in (path for path, fault in faults.items() if fault is None):
+        head = head_of(path)
+        reason = objection(head) if objection and head else None
+        if reason is None:
+            chosen = path
+            break
+        objections[path] = reason
+    if chosen is None and (faults or aside):
+        reasons = [f"{path.name}: {fault or objections[path]}" for path, fault in faults.items()]
+        reasons += [path.name for path in sorted(aside)]
         raise ValueError(
             f"{folder} holds no whole checkpoint among {len(reasons)} ({'; '.join(reasons)}); restore one, or start "
             "again from step 0 by removing the run's folder or giving another run.folder"
         )
     for path, fault in faults.items():
-        if fault is not None:
-            set_aside = path.with_suffix(FAULTY)
-            shutil.rmtree(set_aside, ignore_errors=True)
-            path.rename(set_aside)
-            report(f"{path} is set aside as {set_aside.name}: {fault}")
-    return whole[0] if whole else None
+        if fault is not None or path in objections:
+            moved = set_aside(path, UNDONE if fault is None else FAULTY)
+            report(f"{path} is set aside as {moved.name}: {fault or objections[path]}")
+    return chosen
 
 
 def checkpoint_fault(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, None if nothing is."""
     try:
-        hashes: dict[str, str] = read_json(path / MANIFEST)
-        for name, expected in hashes.items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if sha256_of(path / name) != expected:
-                return f"{name} does not have the hash in its manifest"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"its manifest cannot be read ({error})"
+        verify(path)
+    except (NotVerified, OSError) as error:
+        return str(error).removeprefix(f"{path}/")
     return None
+
+
+def head_of(path: Path) -> Head | None:
+    """Where the ledger stood when a checkpoint was made; None where its manifest does not tell."""
+    try:
+        return Head.of(read_manifest(path)["facts"]["ledger"])
+    except (NotVerified, KeyError, TypeError, ValueError):
+        return None
 
 
 def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -1,21 +1,20 @@
-"""From documents to batches: tokenised once, then packed into rows whose content follows from seed and place alone."""
+"""From documents to batches: sources are tokenised once into segments, and rows of segments are packed into batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aquila2.atomic import atomic_path, atomic_write
+from aquila2.atomic import atomic_write
+from aquila2.heurimentor.data.segment import Row, Segment, write_segment
 from aquila2.model import IGNORE_INDEX
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.builtin import builtin_documents
@@ -23,7 +22,6 @@ from aquila2.training.options import DataOptions, SourceOptions
 from aquila2.training.sources import Document, pieces, read_documents
 
 SPLITS = ("train", "heldout")
-TEXTS_PER_CALL = 256
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,20 @@ class Batch:
         )
 
 
-class BatchStream(Protocol):
-    """What the trainer needs of its data; whoever brings another data system implements these three."""
-
-    def next_batch(self, rows: int) -> Batch:
-        """The next rows."""
-
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, as JSON values."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken."""
+def pack(rows: Sequence[tuple[str, Row]]) -> Batch:
+    """A batch from rows given with their sources."""
+    ids = np.stack([row.ids for _, row in rows])
+    targets = np.stack([row.targets for _, row in rows])
+    targets[targets < 0] = IGNORE_INDEX
+    lengths = [piece.end - piece.start for _, row in rows for piece in row.pieces]
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(targets),
+        torch.from_numpy(bounds),
+        ids.shape[1],
+        [source for source, _ in rows],
+    )
 
 
 def source_documents(source: SourceOptions) -> Iterator[Document]:
@@ -99,160 +100,78 @@ def split_of(name: str, heldout: float) -> str:
     return "heldout" if int.from_bytes(digest[:8], "big") < heldout * 2**64 else "train"
 
 
+def tokenizer_id(tokenizer: Aquila2Tokenizer) -> str:
+    """What segments keep, so that none is read with another vocabulary."""
+    vocabulary = json.loads(tokenizer.backend.to_str(pretty=False))["model"]
+    entries = [vocabulary, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def segment_folder(data: Path, source: str, split: str) -> Path:
+    """Where a source's documents of a split are, in the folder `data` of a run."""
+    return data / split / source
+
+
 def prepare(options: DataOptions, tokenizer: Aquila2Tokenizer, folder: Path) -> None:
     """Tokenises all sources into `folder`, once: a finished folder is left as it is.
 
-    Each source and split has `<source>.<split>.tokens` (uint32, documents one after the other, each with its opening
-    and closing id) and `<source>.<split>.bounds.npy`. A document's split follows from its name.
+    Each source has a segment in `train/` and one in `heldout/`. A document's split follows from its name.
     """
     if (folder / "prepared.json").is_file():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, dict[str, int]] = {}
     for source in options.sources:
-        tokens: dict[str, list[npt.NDArray[np.uint32]]] = {split: [] for split in SPLITS}
-        for documents in _grouped(source_documents(source), TEXTS_PER_CALL):
-            encoded = tokenizer.encode_batch([d.text for d in documents], bos=True, eos=True, allow_special=False)
-            for document, ids in zip(documents, encoded, strict=True):
-                tokens[split_of(document.name, options.heldout)].append(np.asarray(ids, dtype=np.uint32))
-        _fill_empty_split(source.name, tokens)
-        sizes[source.name] = {split: _write_split(folder, source.name, split, tokens[split]) for split in SPLITS}
+        sizes[source.name] = prepare_source(source, options.heldout, tokenizer, folder)
     atomic_write(folder / "prepared.json", json.dumps(sizes, indent=2) + "\n")
 
 
-class TokenSource:
-    """One source's documents in one split: an endless stream of tokens, reshuffled every epoch."""
-
-    def __init__(self, folder: Path, name: str, split: str, seed: int) -> None:
-        self.name = name
-        self.tokens = np.memmap(folder / f"{name}.{split}.tokens", dtype=np.uint32, mode="r")
-        self.bounds = np.load(folder / f"{name}.{split}.bounds.npy")
-        self.seed = zlib.crc32(name.encode(), seed)
-        self._epoch, self._order, self._starts = -1, self.bounds, self.bounds
-
-    def row(self, index: int, seq_len: int) -> list[npt.NDArray[np.uint32]]:
-        """The documents, or parts of documents, that fill row `index`: seq_len tokens of the stream."""
-        parts: list[npt.NDArray[np.uint32]] = []
-        place, missing = index * seq_len, seq_len
-        while missing:
-            epoch, offset = divmod(place, len(self.tokens))
-            self._shuffle(epoch)
-            rank = int(np.searchsorted(self._starts, offset, side="right")) - 1
-            inside = offset - int(self._starts[rank])
-            start, end = self.bounds[self._order[rank]], self.bounds[self._order[rank] + 1]
-            part = np.asarray(self.tokens[start + inside : min(start + inside + missing, end)])
-            parts.append(part)
-            place, missing = place + len(part), missing - len(part)
-        return parts
-
-    def _shuffle(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            return
-        lengths = np.diff(self.bounds)
-        self._order = np.random.default_rng((self.seed, epoch)).permutation(len(lengths))
-        self._starts = np.concatenate([[0], np.cumsum(lengths[self._order])])
-        self._epoch = epoch
-
-
-class PackedStream:
-    """Training rows from several sources in fixed proportions.
-
-    The next row comes from the source that is furthest behind its share, so the order of sources follows from the
-    number of rows drawn; the state is that number per source.
-
-    Args:
-        folder: What `prepare` wrote.
-        options: Sources with weights, row length.
-        seed: Of the shuffles.
-    """
-
-    def __init__(self, folder: Path, options: DataOptions, seed: int) -> None:
-        total = sum(source.weight for source in options.sources)
-        self.shares = {source.name: source.weight / total for source in options.sources}
-        self.sources = {name: TokenSource(folder, name, "train", seed) for name in self.shares}
-        self.drawn = dict.fromkeys(self.shares, 0)
-        self.seq_len = options.seq_len
-
-    def next_batch(self, rows: int) -> Batch:
-        """The next rows."""
-        picked = []
-        for _ in range(rows):
-            number = sum(self.drawn.values()) + 1
-            name = max(self.shares, key=lambda key: self.shares[key] * number - self.drawn[key])
-            picked.append((name, self.drawn[name]))
-            self.drawn[name] += 1
-        return pack([(name, self.sources[name].row(index, self.seq_len)) for name, index in picked])
-
-    def state(self) -> dict[str, Any]:
-        """Rows drawn per source."""
-        return {"drawn": dict(self.drawn)}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken."""
-        self.drawn = {name: int(state["drawn"][name]) for name in self.shares}
+def prepare_source(source: SourceOptions, heldout: float, tokenizer: Aquila2Tokenizer, folder: Path) -> dict[str, int]:
+    """Tokenises one source; returns the tokens of each split."""
+    identity = tokenizer_id(tokenizer)
+    sizes = {}
+    for split, documents in _split_documents(source, heldout):
+        place = segment_folder(folder, source.name, split)
+        segment = write_segment(place, documents, tokenizer, source=source.path, tokenizer_id=identity)
+        sizes[split] = segment.tokens
+    return sizes
 
 
 def heldout_batches(folder: Path, options: DataOptions, rows: int) -> dict[str, list[Batch]]:
     """Per source, the same held-out rows every time: at most `heldout_rows`, no token twice, `rows` per batch."""
     batches: dict[str, list[Batch]] = {}
     for source in options.sources:
-        tokens = TokenSource(folder, source.name, "heldout", seed=0)
-        seq_len = min(options.seq_len, len(tokens.tokens))
-        count = min(options.heldout_rows, len(tokens.tokens) // seq_len)
+        segment = Segment(segment_folder(folder, source.name, "heldout"))
+        seq_len = min(options.seq_len, segment.tokens)
+        count = min(options.heldout_rows, segment.tokens // seq_len)
         numbers = [range(first, min(first + rows, count)) for first in range(0, count, rows)]
-        batches[source.name] = [pack([(source.name, tokens.row(i, seq_len)) for i in part]) for part in numbers]
+        batches[source.name] = [pack([(source.name, segment.row(i, seq_len)) for i in part]) for part in numbers]
     return batches
 
 
-def pack(rows: Sequence[tuple[str, Sequence[npt.NDArray[np.uint32]]]]) -> Batch:
-    """A batch from rows given as (source, documents)."""
-    ids = np.stack([np.concatenate(parts) for _, parts in rows]).astype(np.int64)
-    lengths = [len(part) for _, parts in rows for part in parts]
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    targets = np.full(ids.size, IGNORE_INDEX, dtype=np.int64)
-    targets[:-1] = ids.reshape(-1)[1:]
-    targets[bounds[1:] - 1] = IGNORE_INDEX
-    return Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(targets.reshape(ids.shape)),
-        torch.from_numpy(bounds.astype(np.int32)),
-        ids.shape[1],
-        [source for source, _ in rows],
-    )
+def _split_documents(source: SourceOptions, heldout: float) -> Iterator[tuple[str, Iterator[Document]]]:
+    """The documents of each split. A small source that has all in one gives the other its last; a single one is cut."""
+    counts: Counter[str] = Counter()
+    last: dict[str, Document] = {}
+    for document in source_documents(source):
+        split = split_of(document.name, heldout)
+        counts[split] += 1
+        last[split] = document
+    if not counts:
+        raise ValueError(f"the source {source.name!r} has no documents")
+    if counts.total() == 1:
+        ((name, text),) = last.values()
+        if len(text) < 8:
+            raise ValueError(f"the source {source.name!r} has only {len(text)} characters, too few to hold some out")
+        cut = len(text) * 3 // 4
+        yield "train", iter([Document(name, text[:cut])])
+        yield "heldout", iter([Document(f"{name}#end", text[cut:])])
+        return
+    moved = {last[other].name: split for split, other in (SPLITS, SPLITS[::-1]) if not counts[split]}
+    for split in SPLITS:
+        yield split, _documents_of(source, split, heldout, moved)
 
 
-def _grouped(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    group: list[Document] = []
-    for document in documents:
-        group.append(document)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _fill_empty_split(name: str, tokens: dict[str, list[npt.NDArray[np.uint32]]]) -> None:
-    """Moves a document where a small source has all in one split; a source with one document has its end held out."""
-    documents = tokens["train"] + tokens["heldout"]
-    if not documents:
-        raise ValueError(f"the source {name!r} has no documents")
-    if not tokens["train"]:
-        tokens["train"].append(tokens["heldout"].pop())
-    if not tokens["heldout"] and len(documents) > 1:
-        tokens["heldout"].append(tokens["train"].pop())
-    if not tokens["heldout"]:
-        (only,) = tokens["train"]
-        if len(only) < 8:
-            raise ValueError(f"the source {name!r} has only {len(only)} tokens, too few to hold some out")
-        cut = len(only) * 3 // 4
-        tokens["train"], tokens["heldout"] = [only[:cut]], [only[cut:]]
-
-
-def _write_split(folder: Path, name: str, split: str, documents: Sequence[npt.NDArray[np.uint32]]) -> int:
-    bounds = np.concatenate([[0], np.cumsum([len(document) for document in documents])]).astype(np.int64)
-    with atomic_path(folder / f"{name}.{split}.tokens") as temporary:
-        np.concatenate(documents).tofile(temporary)
-    with atomic_path(folder / f"{name}.{split}.bounds.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, bounds)
-    return int(bounds[-1])
+def _documents_of(source: SourceOptions, split: str, heldout: float, moved: Mapping[str, str]) -> Iterator[Document]:
+    for document in source_documents(source):
+        if moved.get(document.name, split_of(document.name, heldout)) == split:
+            yield document

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from aquila2.atomic import atomic_write
+from aquila2.heurimentor.engine.world import World
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.training.data import Batch
 
@@ -48,7 +49,8 @@ class MetricsLog:
         self._file.flush()
         if self._writer is not None:
             for key, value in values.items():
-                self._writer.add_scalar(f"{kind}/{key}", value, step)
+                if isinstance(value, (int, float)):
+                    self._writer.add_scalar(f"{kind}/{key}", value, step)
 
     def close(self) -> None:
         """Closes the files."""
@@ -72,23 +74,32 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def heldout_loss(
-    model: Aquila2ForCausalLM, batches: Mapping[str, Sequence[Batch]], device: torch.device, bf16: bool = False
+    model: Aquila2ForCausalLM,
+    batches: Mapping[str, Sequence[Batch]],
+    device: torch.device,
+    bf16: bool = False,
+    world: World | None = None,
 ) -> dict[str, float]:
-    """Mean cross-entropy per target of every source, and under "all" the mean over sources."""
+    """Mean cross-entropy per target of every source, and under "all" the mean over sources.
+
+    Ranks share the batches, and add what each gives in the order of batches, so that their number changes no bit.
+    """
+    world = world or World()
     was_training = model.training
     model.eval()
-    losses: dict[str, float] = {}
-    for source, parts in batches.items():
-        total, count = 0.0, 0
-        for part in parts:
-            batch = part.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = model.loss(
-                    batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
-                )
-            total += float(loss) * batch.num_targets
-            count += batch.num_targets
-        losses[source] = total / count if count else math.nan
-    losses["all"] = sum(losses.values()) / len(losses)
+    parts = [(source, part) for source, several in batches.items() for part in several]
+    mine = []
+    for _, part in parts[world.rank :: world.size]:
+        batch = part.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = model.loss(batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen)
+        mine.append(float(loss) * batch.num_targets)
     model.train(was_training)
+    everybody = world.gather(mine)
+    totals, counts = dict.fromkeys(batches, 0.0), dict.fromkeys(batches, 0)
+    for index, (source, part) in enumerate(parts):
+        totals[source] += everybody[index % world.size][index // world.size]
+        counts[source] += part.num_targets
+    losses = {source: totals[source] / counts[source] if counts[source] else math.nan for source in batches}
+    losses["all"] = sum(losses.values()) / len(losses)
     return losses

@@ -25,6 +25,19 @@ class SourceOptions:
     name: str
     path: str  # a folder, .txt, .md, .py, .jsonl or .parquet, or builtin:NAME (see aquila2.training.builtin)
     weight: float = 1.0
+    domain: str | None = None  # the domain whose samples it gives, by default one of its own name; weights add up
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionOptions:
+    """A decision that holds from the end of a step on. Exactly one of the others beside `after` is given."""
+
+    after: int
+    mixture: dict[str, float] | None = None  # the weight of every domain; those left out give nothing
+    lr: float | None = None  # the largest learning rate, in the place of optimizer.lr
+    batch: int | None = None  # samples of a step, in the place of batch.size and its ramp
+    stage: str | None = None  # a name, for reports
+    skip: int | None = None  # samples that are drawn and not trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +102,17 @@ class TrainOptions:
     activation_checkpointing: bool = False
     compile: bool = False
     device: str = "cpu"
+    shares: str = "equal"  # how ranks share a step: equal, or speed: by the rows per second that each shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorOptions:
+    """What the monitor looks at, and does about a step that it objects to. These may change like those of `run`."""
+
+    window: int = 64  # steps that a step is compared with
+    sigmas: float = 6.0  # robust standard deviations from which on a loss or gradient norm is a spike
+    spike: str = "warn"  # warn, skip: the step is not applied and its samples count as skipped, or stop
+    not_finite: str = "stop"  # stop or skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +139,8 @@ class Options:
     batch: BatchOptions = field(default_factory=BatchOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     run: RunOptions = field(default_factory=RunOptions)
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    decisions: list[DecisionOptions] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.data.sources]
@@ -173,7 +199,28 @@ class Options:
                 self.train.precision in ("fp32", "bf16"),
                 f"train.precision must be fp32 or bf16, got {self.train.precision!r}",
             ),
+            (
+                self.train.shares in ("equal", "speed"),
+                f"train.shares must be equal or speed, got {self.train.shares!r}",
+            ),
+            (self.monitor.window >= 16, f"monitor.window must be at least 16, got {self.monitor.window}"),
+            (self.monitor.sigmas > 0, f"monitor.sigmas must be positive, got {self.monitor.sigmas}"),
+            (
+                self.monitor.spike in ("warn", "skip", "stop"),
+                f"monitor.spike must be warn, skip or stop, got {self.monitor.spike!r}",
+            ),
+            (
+                self.monitor.not_finite in ("skip", "stop"),
+                f"monitor.not_finite must be skip or stop, got {self.monitor.not_finite!r}",
+            ),
             (self.run.keep > 0, f"run.keep must be at least 1, got {self.run.keep}"),
+            *(
+                (
+                    entry.after >= 0 and sum(value is not None for value in dataclasses.asdict(entry).values()) == 2,
+                    f"decisions[{i}] must have after, at least 0, and one decision beside it",
+                )
+                for i, entry in enumerate(self.decisions)
+            ),
         ]
         for holds, sentence in checks:
             if not holds:
@@ -246,11 +293,13 @@ def dump_options(options: Options) -> str:
 
 def changed_options(old: Options, new: Options) -> list[str]:
     """Dotted names of options that differ and may not change when a run is continued."""
-    sections = [f.name for f in dataclasses.fields(Options) if f.name != "run"]
+    sections = [f.name for f in dataclasses.fields(Options) if f.name not in ("run", "monitor")]
     changed = []
     for section in sections:
         before, after = getattr(old, section), getattr(new, section)
-        if isinstance(before, dict):
+        if isinstance(before, list):
+            changed += [section] if before != after else []
+        elif isinstance(before, dict):
             keys = sorted(set(before) | set(after))
             changed += [f"{section}.{key}" for key in keys if before.get(key) != after.get(key)]
         else:

@@ -1,34 +1,50 @@
-"""The training loop: accumulate, clip, step, log, save; stop and continue at any step with the same bits."""
+"""The training loop: accumulate, clip, step, enter in the ledger, save; a run goes on wherever it was stopped."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from aquila2.atomic import atomic_write
 from aquila2.device import usable_device
+from aquila2.heurimentor.data.stream import BatchStream, Part
+from aquila2.heurimentor.engine.gradients import GradientSum
+from aquila2.heurimentor.engine.keeper import Keeper, Order, Suspects
+from aquila2.heurimentor.engine.world import World, ranks_of
+from aquila2.heurimentor.ledger.book import NAME, share_out
+from aquila2.heurimentor.ledger.chain import scan
+from aquila2.heurimentor.ledger.lineage import Lineage
+from aquila2.heurimentor.monitor.speed import Speed
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
-from aquila2.training.checkpoints import checkpoint_to_continue, load_checkpoint, save_checkpoint
-from aquila2.training.data import Batch, BatchStream, PackedStream, heldout_batches, prepare, source_documents
+from aquila2.training.checkpoints import (
+    checkpoint_to_continue,
+    head_of,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
+from aquila2.training.data import heldout_batches, prepare, tokenizer_id
 from aquila2.training.lock import only_run_in
 from aquila2.training.memory import keep_freed_memory
 from aquila2.training.metrics import MetricsLog, heldout_loss
-from aquila2.training.optim import batch_size, learning_rate, make_adamw
-from aquila2.training.options import Options, changed_options, dump_options, load_options
+from aquila2.training.optim import make_adamw
+from aquila2.training.options import Options
+from aquila2.training.setup import claim, tokenizer_for
 from aquila2.training.signals import StopRequest
 
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """Where a run stands; samples are those of the stream, skipped ones included."""
 
     step: int = 0
     samples: int = 0
@@ -47,35 +63,50 @@ class Result:
     progress: Progress
     checkpoint: Path
     stopped_by: int | None
+    rank: int = 0
+
+
+class RankReport(NamedTuple):
+    """A rank's part of a step: its share of the mean loss, the digest of its rows, seconds at work and for data."""
+
+    loss: float
+    digest: int
+    busy: float
+    wait: float
 
 
 def train(options: Options) -> Result:
-    """Runs or continues a training run as `options` say.
+    """Runs or continues a training run as `options` say, on one process or on the ranks that torchrun has started.
 
-    A folder with a checkpoint is continued: data position, optimizer and random state are restored, so that all losses
-    equal those of a run that was never interrupted. Ctrl-C and SIGTERM save a checkpoint after the current step.
-    A folder without a checkpoint may be given other options; then the run starts with them.
+    A folder with a checkpoint is continued: the ledger tells what comes next, optimizer and random state are restored,
+    so that all losses equal those of a run that was never interrupted. Ctrl-C and SIGTERM save a checkpoint after the
+    current step. A folder without a checkpoint may be given other options; then the run starts with them.
 
     Raises:
         ValueError: The folder has checkpoints of a run with other options, or none of them is whole, or another
-            run is at work in it, or train.device is not on this machine.
+            run is at work in it, or train.device is not on this machine, or the ledger was changed.
         FloatingPointError: A loss or gradient is not finite; that step is neither applied nor saved.
+        OtherRankFailed: Any of these, on another rank than the first.
     """
     keep_freed_memory()
     folder = Path(options.run.folder)
-    device = usable_device(options.train.device, "train.device")
-    with only_run_in(folder):
-        _claim(folder, options)
+    with ranks_of(options.train.device) as (world, name), ExitStack() as stack:
+        device = usable_device(name, "train.device")
+
+        def make_ready() -> None:
+            stack.enter_context(only_run_in(folder))
+            claim(folder, options)
+            prepare(options.data, tokenizer_for(options, folder / "tokenizer"), folder / "data")
+
+        world.tell(make_ready)
         torch.manual_seed(options.train.seed)
-        tokenizer = _tokenizer_for(options, folder / "tokenizer")
-        prepare(options.data, tokenizer, folder / "data")
+        tokenizer = Aquila2Tokenizer.from_pretrained(folder / "tokenizer")
         config = options.model_config(
             len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         )
         model = Aquila2ForCausalLM(config).to(device).train()
         model.set_activation_checkpointing(options.train.activation_checkpointing)
-        stream = PackedStream(folder / "data", options.data, options.train.seed)
-        return Loop(options, model, tokenizer, stream, device).run()
+        return Loop(options, model, tokenizer, device, world).run()
 
 
 class Loop:
@@ -86,112 +117,191 @@ class Loop:
         options: Options,
         model: Aquila2ForCausalLM,
         tokenizer: Aquila2Tokenizer,
-        stream: BatchStream,
         device: torch.device,
+        world: World,
     ) -> None:
-        self.options, self.model, self.tokenizer, self.stream, self.device = options, model, tokenizer, stream, device
+        self.options, self.model, self.tokenizer, self.device, self.world = options, model, tokenizer, device, world
         self.folder = Path(options.run.folder)
         self.optimizer = make_adamw(model, options.optimizer)
+        self.gradients = GradientSum(model.parameters(), world)
         self.loss = torch.compile(model.loss, fullgraph=True, dynamic=True) if options.train.compile else model.loss
         self.bf16 = options.train.precision == "bf16"
+        self.stream = BatchStream(self.folder, options.data.seq_len, tokenizer_id(tokenizer))
         self.heldout = heldout_batches(self.folder / "data", options.data, options.batch.micro)
+        self.speed = Speed(model.config, options.data.seq_len, device, world.size)
         self.progress = Progress()
+        self.keeper: Keeper | None = None
 
     def run(self) -> Result:
         """Trains to the end or to a signal."""
         total = self.options.train.samples
-        checkpoint = checkpoint_to_continue(self.folder / "checkpoints", self._say)
+        checkpoint = self.world.tell(self._checkpoint_to_continue)
         if checkpoint is not None:
             self._resume(checkpoint)
-        log = MetricsLog(self.folder, self.progress.step, self.options.run.tensorboard)
-        if checkpoint is None:
-            self.progress.heldout = self._measure(log)
-        before = after = self.progress.heldout
         finished = self.progress.samples >= total
-        with StopRequest() as stop, self._bar(total) as bar:
-            while self.progress.samples < total:
-                after = self._one_step(log, bar) or after
-                if self._due(self.options.run.save_every):
+        with ExitStack() as stack:
+            self.world.tell(lambda: self._open_files(stack, checkpoint, finished))
+            if checkpoint is None:
+                self.progress.heldout = self._measure()
+            before = after = self.progress.heldout
+            with StopRequest() as stop, self._bar(total) as bar:
+                stopped_by = 0
+                while self.progress.samples < total and not stopped_by:
+                    before_it = self.progress.step
+                    after = self._one_step(bar) or after
+                    if self.progress.step > before_it and self._due(self.options.run.save_every):
+                        checkpoint = self._save()
+                    stopped_by = self.world.largest(stop.received or 0)
+                if checkpoint is None or step_of(checkpoint) != self.progress.step:
                     checkpoint = self._save()
-                if stop.received is not None:
-                    break
-            if checkpoint is None or not checkpoint.name.endswith(f"{self.progress.step:08d}"):
-                checkpoint = self._save()
-        if finished:
-            after = heldout_loss(self.model, self.heldout, self.device, self.bf16)
-        elif stop.received is None and not self._due(self.options.run.eval_every):
-            after = self._measure(log)
-        log.close()
-        return Result(self.model, self.tokenizer, before, after, self.progress, checkpoint, stop.received)
+            if finished:
+                after = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
+            elif not stopped_by and not self._due(self.options.run.eval_every):
+                after = self._measure()
+        return Result(
+            self.model,
+            self.tokenizer,
+            before,
+            after,
+            self.progress,
+            checkpoint,
+            stopped_by or None,
+            self.world.rank,
+        )
 
-    def _one_step(self, log: MetricsLog, bar: tqdm[Any]) -> dict[str, float]:
+    def _one_step(self, bar: tqdm[Any]) -> dict[str, float]:
         """One optimizer step with its record; returns held-out losses where they were due, else nothing."""
         started = time.perf_counter()
-        rows = min(
-            batch_size(self.progress.samples, self.options.batch), self.options.train.samples - self.progress.samples
-        )
-        micro = self.options.batch.micro
-        batches = [self.stream.next_batch(min(micro, rows - first)) for first in range(0, rows, micro)]
-        samples = self.progress.samples + rows
-        rate = learning_rate(samples, self.options.train.samples, self.options.optimizer.lr, self.options.schedule)
-        loss, norm = self._update(batches, rate)
-
-        self.progress.step += 1
-        self.progress.samples = samples
-        tokens = sum(batch.input_ids.numel() for batch in batches)
+        order = self.world.tell(lambda: self._first().order())
+        if order is None:  # what was left was skipped
+            self.progress.samples = self.options.train.samples
+            return {}
+        self.stream.open(order.segments)
+        places = share_out(order.count, order.shares)[self.world.rank]
+        part = self.stream.part(order.draws, places, self.options.batch.micro, order.quarantined)
+        waited = time.perf_counter() - started
+        applied = self._update(order, places, part, waited)
+        if applied is None:  # its samples are skipped
+            self.progress.samples = order.end
+            return {}
+        reports, loss, norm = applied
+        tokens = order.count * self.options.data.seq_len
+        busy = [report.busy for report in reports]
+        speed = self.speed.values(tokens, time.perf_counter() - started, busy)
+        values = {"loss": loss, "lr": order.rate, "grad_norm": norm, "samples": order.end, **speed}
+        values["data_wait"] = max(report.wait for report in reports)
+        digest = sum(report.digest for report in reports)
+        self.progress.samples = self.world.tell(lambda: self._first().commit(order, digest, values, busy))
+        self.progress.step = order.step
         self.progress.tokens += tokens
-        speed = tokens / (time.perf_counter() - started)
-        values = {"loss": loss, "lr": rate, "grad_norm": norm, "samples": samples, "tokens_per_second": speed}
-        log.write("train", self.progress.step, values)
-        bar.update(rows)
-        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        return self._measure(log) if self._due(self.options.run.eval_every) else {}
+        bar.update(order.count)
+        bar.set_postfix_str(f"loss {loss:.3f}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
+        return self._measure() if self._due(self.options.run.eval_every) else {}
 
-    def _update(self, batches: list[Batch], rate: float) -> tuple[float, float]:
-        """Gradients of all micro-batches, weighted by their targets, clipped, and applied; returns loss and norm."""
-        count = max(1, sum(batch.num_targets for batch in batches))
-        total = torch.zeros((), device=self.device)
-        for batch in batches:
-            part = batch.to(self.device)
+    def _update(
+        self, order: Order, places: range, part: Part, waited: float
+    ) -> tuple[list[RankReport], float, float] | None:
+        """Gradients of all micro-batches on all ranks, weighted by their targets, clipped, and applied.
+
+        Returns what every rank reports, the loss and the norm of the gradient; None where the monitor skips the step.
+        """
+        started = time.perf_counter()
+        count = max(1, self.world.sum(sum(batch.num_targets for batch in part.batches)))
+        losses = []
+        for index, whole in enumerate(part.batches):
+            batch = whole.to(self.device)
+            if index == len(part.batches) - 1:
+                self.gradients.begin()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = self.loss(part.input_ids, part.targets, cu_seqlens=part.cu_seqlens, max_seqlen=part.max_seqlen)
-            weighted = loss * (part.num_targets / count)
+                loss = self.loss(
+                    batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
+                )
+            weighted = loss * (batch.num_targets / count)
             weighted.backward()
-            total += weighted.detach()
+            losses.append(weighted.detach())
+        mean = float(sum(losses, start=torch.zeros((), device=self.device)))
+        busy = time.perf_counter() - started
+        self.gradients.finish()
+        reports = self.world.gather(RankReport(mean, part.digest, busy, waited))
+        total = sum(report.loss for report in reports)
         limit = self.options.optimizer.clip or float("inf")
-        mean = float(total)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not (math.isfinite(norm) and math.isfinite(mean)):
-            raise FloatingPointError(
-                f"step {self.progress.step + 1} has the gradient norm {norm} and the loss {mean}, so the run stops "
-                "there with nothing of that step applied or saved; try a smaller optimizer.lr in another run.folder"
-            )
+        alert = self.world.tell(lambda: self._first().judge(total, norm))
+        if alert is not None:
+            suspects = self.world.gather(self._suspects(order, places, part, losses, count))
+            if not self.world.tell(lambda: self._first().allows(order, alert, total, norm, suspects)):
+                self.optimizer.zero_grad(set_to_none=True)
+                return None
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = order.rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return mean, norm
+        return reports, total, norm
 
-    def _measure(self, log: MetricsLog) -> dict[str, float]:
-        losses = heldout_loss(self.model, self.heldout, self.device, self.bf16)
-        log.write("heldout", self.progress.step, losses)
+    def _suspects(self, order: Order, places: range, part: Part, losses: list[torch.Tensor], count: int) -> Suspects:
+        """This rank's worst batch: one whose loss is not finite, else the one of the largest mean loss."""
+        means = [
+            float(loss) * count / max(1, batch.num_targets) for loss, batch in zip(losses, part.batches, strict=True)
+        ]
+        if not means:
+            return Suspects(-math.inf, [])
+        worst = max(range(len(means)), key=lambda i: (not math.isfinite(means[i]), means[i]))
+        micro = self.options.batch.micro
+        rows = places[worst * micro : (worst + 1) * micro]
+        documents = self.stream.documents(order.draws, rows)
+        return Suspects(means[worst], [f"{domain}/{entry.id}" for domain, entry in documents])
+
+    def _measure(self) -> dict[str, float]:
+        losses = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
+        self.world.tell(lambda: self._first().measured(self.progress.step, losses))
         return losses
 
+    def _checkpoint_to_continue(self) -> Path | None:
+        """The newest checkpoint that is whole and whose steps the ledger has not undone."""
+        checkpoints = self.folder / "checkpoints"
+        heads = [head for path in list_checkpoints(checkpoints) if (head := head_of(path))]
+        ledger = self.folder / NAME
+        objection = None
+        if heads and ledger.is_file():
+            objection = Lineage.of(scan(ledger, max(head.offset for head in heads)).lines).objection
+        return checkpoint_to_continue(checkpoints, self._say, objection)
+
+    def _open_files(self, stack: ExitStack, checkpoint: Path | None, finished: bool) -> None:
+        """Opens what the first rank writes; a finished run's ledger stays closed."""
+        log = MetricsLog(self.folder, self.progress.step, self.options.run.tensorboard)
+        stack.callback(log.close)
+        if not finished:
+            head = head_of(checkpoint) if checkpoint else None
+            if checkpoint and head is None:
+                raise ValueError(f"{checkpoint} does not tell where the ledger stood, so the run cannot go on from it")
+            self.keeper = Keeper(self.options, head, self.world.size, log)
+            stack.callback(self.keeper.close)
+
+    def _first(self) -> Keeper:
+        """The keeper, which the first rank has while its run is not at its end."""
+        assert self.keeper is not None
+        return self.keeper
+
     def _save(self) -> Path:
+        return self.world.tell(self._save_here)
+
+    def _save_here(self) -> Path:
+        lineage = self._first().lineage
         state = {
             "step": self.progress.step,
-            "samples": self.progress.samples,
+            "samples": lineage.samples,
             "tokens": self.progress.tokens,
             "heldout_before": self.progress.heldout,
-            "stream": self.stream.state(),
+            "drawn": lineage.schedule.counts(lineage.samples),
         }
+        head = self._first().head()
+        checkpoints = self.folder / "checkpoints"
         return save_checkpoint(
-            self.folder / "checkpoints", self.model, self.optimizer, self.tokenizer, state, self.options.run.keep
+            checkpoints, self.model, self.optimizer, self.tokenizer, state, self.options.run.keep, head
         )
 
     def _resume(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer)
-        self.stream.load_state(state["stream"])
         self.progress = Progress(state["step"], state["samples"], state["tokens"], state["heldout_before"])
         self._say(f"continuing {checkpoint}")
 
@@ -205,67 +315,10 @@ class Loop:
             desc="training",
             unit="row",
             dynamic_ncols=True,
-            disable=not self.options.run.progress,
+            disable=not (self.options.run.progress and self.world.is_first),
             file=sys.stderr,
         )
 
     def _say(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
-
-
-def _claim(folder: Path, options: Options) -> None:
-    """Stores the options of a new run, and refuses to continue a run with other ones.
-
-    A run without a checkpoint has nothing to continue, as where its first command failed: it takes the new options.
-    """
-    stored = folder / "config.yaml"
-    if stored.is_file() and any((folder / "checkpoints").glob("step-*")):
-        changed = changed_options(load_options(stored), options)
-        if changed:
-            raise ValueError(
-                f"run.folder {folder} holds a run with another {', '.join(changed)}; give another folder or its options"
-            )
-    elif stored.is_file():
-        _take_new_options(folder, stored, options)
-    atomic_write(stored, dump_options(options))
-
-
-def _take_new_options(folder: Path, stored: Path, options: Options) -> None:
-    """Says what changes, and makes the run make its tokenizer and data again."""
-    try:
-        changed = changed_options(load_options(stored), options)
-    except ValueError:
-        changed = ["configuration"]
-    if changed:
-        print(
-            f"{folder} has no checkpoint yet, so its run starts with the new {', '.join(changed)}",
-            file=sys.stderr,
-            flush=True,
-        )
-        made = folder / "tokenizer"
-        given = options.tokenizer.path
-        if given is None or Path(given).resolve() != made.resolve():
-            (made / "tokenizer.json").unlink(missing_ok=True)
-        (folder / "data" / "prepared.json").unlink(missing_ok=True)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-
-
-def _tokenizer_for(options: Options, folder: Path) -> Aquila2Tokenizer:
-    """The run's tokenizer: already made, named in the options, or trained on an equal sample of every source."""
-    if (folder / "tokenizer.json").is_file():
-        return Aquila2Tokenizer.from_pretrained(folder)
-    if options.tokenizer.path is not None:
-        tokenizer = Aquila2Tokenizer.from_pretrained(options.tokenizer.path)
-    else:
-        share = options.tokenizer.sample_bytes // len(options.data.sources)
-        texts: list[str] = []
-        for source in options.data.sources:
-            taken = 0
-            for document in source_documents(source):
-                if taken >= share:
-                    break
-                texts.append(document.text)
-                taken += len(document.text.encode())
-        tokenizer = Aquila2Tokenizer.train(texts, options.tokenizer.vocab_size)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+        if self.world.is_first:
+            print(sentence, file=sys.stderr, flush=True)

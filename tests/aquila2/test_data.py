@@ -14,9 +14,21 @@ import pytest
 import torch
 
 from aquila2 import Aquila2Tokenizer
+from aquila2.heurimentor.data.schedule import Schedule
+from aquila2.heurimentor.data.segment import Segment
+from aquila2.heurimentor.data.stream import BatchStream
+from aquila2.heurimentor.ledger.book import share_out
+from aquila2.heurimentor.verified import NotVerified
 from aquila2.training import builtin
 from aquila2.training.builtin import builtin_documents
-from aquila2.training.data import PackedStream, TokenSource, heldout_batches, pack, prepare, split_of
+from aquila2.training.data import (
+    heldout_batches,
+    prepare,
+    segment_folder,
+    source_documents,
+    split_of,
+    tokenizer_id,
+)
 from aquila2.training.options import DataOptions, SourceOptions
 from aquila2.training.sources import PIECE_CHARACTERS, Document, pieces, read_documents
 
@@ -33,63 +45,106 @@ def prepared(text_folder: Path, tmp_path: Path, tokenizer: Aquila2Tokenizer) -> 
     return tmp_path / "data", options
 
 
-def test_an_epoch_holds_every_token_once(prepared: tuple[Path, DataOptions]) -> None:
-    folder, _ = prepared
-    source = TokenSource(folder, "texts", "train", seed=5)
-    count = len(source.tokens)
-    rows = [np.concatenate(source.row(i, 32)) for i in range(2 * count // 32 + 1)]
-    stream = np.concatenate(rows)
-    assert sorted(stream[:count]) == sorted(source.tokens)
-    assert sorted(stream[count : 2 * count]) == sorted(source.tokens)
-    assert not np.array_equal(stream[:count], stream[count : 2 * count])
+def all_tokens(segment: Segment) -> list[list[int]]:
+    return [segment.document_tokens(number).tolist() for number in range(segment.documents)]
 
 
-def test_any_row_can_be_read_alone(prepared: tuple[Path, DataOptions]) -> None:
-    folder, _ = prepared
-    forward = TokenSource(folder, "texts", "train", seed=5)
-    rows = [np.concatenate(forward.row(i, 32)) for i in range(40)]
-    for i in (39, 3, 17, 0):
-        alone = TokenSource(folder, "texts", "train", seed=5)
-        assert np.array_equal(np.concatenate(alone.row(i, 32)), rows[i])
-
-
-def test_mixture_follows_the_weights_and_the_state_restores_it(prepared: tuple[Path, DataOptions]) -> None:
+def test_segments_hold_every_document_once(prepared: tuple[Path, DataOptions], tokenizer: Aquila2Tokenizer) -> None:
     folder, options = prepared
-    stream = PackedStream(folder, options, seed=1)
-    first = [stream.next_batch(4) for _ in range(5)]
-    state = json.loads(json.dumps(stream.state()))
-    rest = [stream.next_batch(4) for _ in range(5)]
-    assert Counter(name for batch in first + rest for name in batch.sources) == {"texts": 30, "notes": 10}
-    again = PackedStream(folder, options, seed=1)
-    again.load_state(state)
-    for batch in rest:
-        repeated = again.next_batch(4)
-        assert torch.equal(batch.input_ids, repeated.input_ids)
-        assert torch.equal(batch.cu_seqlens, repeated.cu_seqlens)
+    for source in options.sources:
+        texts: dict[str, list[str]] = {
+            split: [tokenizer.decode(ids) for ids in all_tokens(Segment(segment_folder(folder, source.name, split)))]
+            for split in ("train", "heldout")
+        }
+        assert Counter(texts["train"] + texts["heldout"]) == Counter(d.text for d in source_documents(source))
+        assert all(texts.values())
+        if source.name == "notes":
+            assert not set(texts["train"]) & set(texts["heldout"])
+
+
+def opened(folder: Path, options: DataOptions, tokenizer: Aquila2Tokenizer) -> tuple[Schedule, BatchStream]:
+    """A schedule in which texts have three samples where notes have one, and a stream over its segments."""
+    schedule = Schedule(5)
+    for source in options.sources:
+        segment = Segment(segment_folder(folder, source.name, "train"))
+        schedule.open(0, source.name, segment.id, f"data/train/{source.name}", segment.num_rows(options.seq_len))
+    schedule.mix(0, {"texts": 3 << 28, "notes": 1 << 28})
+    stream = BatchStream(folder.parent, options.seq_len, tokenizer_id(tokenizer))
+    stream.open(schedule.segments)
+    return schedule, stream
+
+
+def test_batches_are_the_rows_of_the_plan_however_they_are_cut(
+    prepared: tuple[Path, DataOptions], tokenizer: Aquila2Tokenizer
+) -> None:
+    schedule, stream = opened(*prepared, tokenizer)
+    draws = schedule.draws(7, 12)
+    whole = stream.part(draws, range(12), 12)
+    (batch,) = whole.batches
+    assert Counter(batch.sources) == {"texts": 9, "notes": 3}
+    for micro, shares in ((5, [1, 2]), (2, [3, 0, 1]), (1, [1])):
+        parts = [stream.part(draws, places, micro) for places in share_out(12, shares)]
+        assert torch.equal(torch.cat([b.input_ids for part in parts for b in part.batches]), batch.input_ids)
+        assert torch.equal(torch.cat([b.targets for part in parts for b in part.batches]), batch.targets)
+        assert all(b.input_ids.shape[0] <= micro for part in parts for b in part.batches)
+        assert sum(part.digest for part in parts) % (1 << 64) == whole.digest
+    other = stream.part(schedule.draws(8, 12), range(12), 12)
+    assert other.digest != whole.digest
 
 
 def test_targets_stay_inside_documents(prepared: tuple[Path, DataOptions], tokenizer: Aquila2Tokenizer) -> None:
-    folder, options = prepared
-    batch = PackedStream(folder, options, seed=1).next_batch(8)
+    schedule, stream = opened(*prepared, tokenizer)
+    (batch,) = stream.part(schedule.draws(0, 8), range(8), 8).batches
     ids, targets, bounds = batch.input_ids.flatten(), batch.targets.flatten(), batch.cu_seqlens.tolist()
     assert bounds[0] == 0 and bounds[-1] == 8 * 32
     assert set(range(32, 256, 32)) <= set(bounds)
     for start, end in pairwise(bounds):
-        assert torch.equal(targets[start : end - 1], ids[start + 1 : end])
-        assert targets[end - 1] == -100
+        assert torch.equal(targets[start : end - 1], ids[start + 1 : end]) or not ids[start:end].any()  # padding
+        if end % 32 or ids[end - 1] == tokenizer.eos_token_id or not ids[start:end].any():
+            assert targets[end - 1] == -100
+        else:
+            assert targets[end - 1] >= 0  # the token that opens the next row
         assert tokenizer.eos_token_id not in ids[start : end - 1]
-    assert batch.num_targets == 8 * 32 - (len(bounds) - 1)
 
 
-def test_held_out_documents_are_not_trained_on(prepared: tuple[Path, DataOptions], tokenizer: Aquila2Tokenizer) -> None:
+def test_quarantined_documents_have_no_targets(prepared: tuple[Path, DataOptions], tokenizer: Aquila2Tokenizer) -> None:
+    schedule, stream = opened(*prepared, tokenizer)
+    draws = schedule.draws(0, 4)
+    (domain, entry), *_ = stream.documents(draws, range(1, 2))
+    number = int(draws.segments[1])
+    assert schedule.segments[number].domain == domain
+    (before,) = stream.part(draws, range(1, 2), 1).batches
+    for since, counts in ((2, True), (1, False), (0, False)):
+        (batch,) = stream.part(draws, range(1, 2), 1, {(number, entry.number): since}).batches
+        first = slice(0, int(batch.cu_seqlens[1]))
+        assert torch.equal(batch.input_ids, before.input_ids)
+        assert bool((batch.targets[0, first] >= 0).any()) == counts
+        assert torch.equal(batch.targets[0, first.stop :], before.targets[0, first.stop :])
+
+
+def test_a_stream_refuses_other_segments(prepared: tuple[Path, DataOptions], tokenizer: Aquila2Tokenizer) -> None:
+    schedule, _ = opened(*prepared, tokenizer)
     folder, options = prepared
-    texts: dict[str, set[str]] = {}
-    for split in ("train", "heldout"):
-        source = TokenSource(folder, "notes", split, seed=0)
-        texts[split] = {tokenizer.decode(source.tokens[start:end]) for start, end in pairwise(source.bounds)}
-    assert texts["train"] | texts["heldout"] == {f"note number {i}" for i in range(30)}
-    assert not texts["train"] & texts["heldout"]
-    assert all(len(batches) > 0 for batches in heldout_batches(folder, options, 2).values())
+    with pytest.raises(NotVerified, match="was made with another tokenizer than the run's"):
+        BatchStream(folder.parent, options.seq_len, "another").open(schedule.segments)
+    with pytest.raises(NotVerified, match=r"holds the segment .*, the run decided to use"):
+        BatchStream(folder.parent, 16, tokenizer_id(tokenizer)).open(schedule.segments)
+
+
+def test_held_out_batches_are_the_same_every_time(prepared: tuple[Path, DataOptions]) -> None:
+    folder, options = prepared
+    first, second = heldout_batches(folder, options, 2), heldout_batches(folder, options, 2)
+    for source in ("texts", "notes"):
+        assert first[source] and sum(len(batch.sources) for batch in first[source]) <= options.heldout_rows
+        assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(first[source], second[source], strict=True))
+
+
+def test_a_tokenizer_keeps_its_id_when_it_is_read_again(tokenizer: Aquila2Tokenizer, tmp_path: Path) -> None:
+    before = tokenizer_id(tokenizer)
+    tokenizer.encode("x", allow_special=False)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_id(Aquila2Tokenizer.from_pretrained(tmp_path)) == before
+    assert tokenizer_id(Aquila2Tokenizer.train(["other"], 265)) != before
 
 
 def test_splits_are_stable_and_of_the_wanted_size() -> None:
@@ -103,15 +158,15 @@ def test_tiny_sources_have_both_splits(tmp_path: Path, tokenizer: Aquila2Tokeniz
     options = DataOptions(sources=[SourceOptions(name="few", path=str(tmp_path / "texts.jsonl"))], seq_len=8)
     prepare(options, tokenizer, tmp_path / "data")
     assert heldout_batches(tmp_path / "data", options, 2)["few"][0].num_targets > 0
-    assert PackedStream(tmp_path / "data", options, 0).next_batch(3).input_ids.shape == (3, 8)
+    assert Segment(segment_folder(tmp_path / "data", "few", "train")).tokens > 2
 
 
 def test_spelled_out_special_tokens_do_not_end_a_document(tmp_path: Path, tokenizer: Aquila2Tokenizer) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "a </s> in the middle of words"}\n' * 2)
     options = DataOptions(sources=[SourceOptions(name="few", path=str(tmp_path / "texts.jsonl"))], seq_len=8)
     prepare(options, tokenizer, tmp_path / "data")
-    tokens = TokenSource(tmp_path / "data", "few", "train", 0).tokens
-    assert list(tokens).count(tokenizer.eos_token_id) == 1
+    segment = Segment(segment_folder(tmp_path / "data", "few", "train"))
+    assert [ids.count(tokenizer.eos_token_id) for ids in all_tokens(segment)] == [1]
 
 
 def test_kinds_of_files(tmp_path: Path) -> None:
@@ -164,13 +219,6 @@ def test_pieces_lose_nothing() -> None:
         assert "".join(piece.text for piece in cut) == text
         assert all(len(piece.text) <= 2 * PIECE_CHARACTERS + 1 for piece in cut)
         assert len({piece.name for piece in cut}) == len(cut)
-
-
-def test_pack_of_single_token_documents() -> None:
-    one = np.array([7], dtype=np.uint32)
-    batch = pack([("a", [one, one, one])])
-    assert batch.num_targets == 0
-    assert batch.cu_seqlens.tolist() == [0, 1, 2, 3]
 
 
 def test_builtin_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

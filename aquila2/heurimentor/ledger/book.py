@@ -26,7 +26,8 @@ class Book:
     Args:
         folder: The run's folder.
         head: What the checkpoint that training goes on from knows of the ledger; None starts at step 0.
-        cause: Why the run is taken over: "crash", "stop", "resize" or "rewind".
+        cause: Why the run is taken over: "crash", "stop", "resize" or "rewind"; None: "stop" where the lineage
+            ends with the checkpoint's step, else "crash".
 
     Raises:
         Tampered, BadRecord: The ledger is not what was once written, or says what cannot be.
@@ -35,7 +36,7 @@ class Book:
         FileNotFoundError: The folder has no ledger.
     """
 
-    def __init__(self, folder: Path | str, head: Head | None = None, cause: str = "crash") -> None:
+    def __init__(self, folder: Path | str, head: Head | None = None, cause: str | None = None) -> None:
         self.folder = Path(folder)
         if not (self.folder / NAME).is_file():
             raise FileNotFoundError(f"{self.folder} has no {NAME}")
@@ -49,6 +50,7 @@ class Book:
             if reason:
                 raise ValueError(f"the checkpoint of step {head.step if head else 0} does not fit: {reason}")
             step = head.step if head else 0
+            cause = cause or ("stop" if head and step == self.lineage.step else "crash")
             record = {"kind": "resume", "step": step, "onto": self.lineage.chain_of(step), "cause": cause}
             if self._file.cut:
                 record["cut"] = self._file.cut

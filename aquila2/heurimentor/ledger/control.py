@@ -54,6 +54,19 @@ def answer_requests(book: Book) -> list[Line]:
     return entered
 
 
+def waiting_requests(run: Path | str) -> list[dict[str, Any]]:
+    """The requests that no trainer has read yet, oldest first."""
+    folder = Path(run) / FOLDER
+    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+
+
+def rejected_requests(run: Path | str) -> dict[str, str]:
+    """The requests of a run that were refused, by name, with their reasons."""
+    folder = Path(run) / FOLDER / REJECTED
+    reasons = sorted(folder.glob("*.reason.txt")) if folder.is_dir() else []
+    return {path.name.removesuffix(".reason.txt"): path.read_text(encoding="utf-8").strip() for path in reasons}
+
+
 def _enter(book: Book, path: Path) -> Line:
     wanted = json.loads(path.read_bytes())
     what, value = wanted["what"], wanted["value"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from aquila2.heurimentor.data.schedule import Schedule
@@ -72,15 +73,33 @@ class _Quarantine(Effect):
         return sample
 
 
+class _Rate(Effect):
+    def check(self, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"a rate must be finite and at least 0, got {value!r}")
+
+
+class _Batch(Effect):
+    def check(self, value: Any) -> None:
+        if type(value) is not int or value < 1:
+            raise ValueError(f"a batch must be at least 1 sample, got {value!r}")
+
+
+class _Stage(Effect):
+    def check(self, value: Any) -> None:
+        if not isinstance(value, str):
+            raise ValueError(f"a stage must be a name, got {value!r}")
+
+
 EFFECTS: dict[str, Effect] = {
     "open": _Open(),
     "close": _Close(),
     "mixture": _Mixture(),
     "skip": _Skip(),
     "quarantine": _Quarantine(),
-    "rate": Effect(),
-    "stage": Effect(),
-    "batch": Effect(),
+    "rate": _Rate(),
+    "stage": _Stage(),
+    "batch": _Batch(),
     "ranks": Effect(),
     "stop": Effect(),
 }

@@ -151,11 +151,11 @@ class Lineage:
         before, after = self.schedule.counts(first), self.schedule.counts(first + count)
         return [[i, a, b] for i, (a, b) in enumerate(zip(before, after, strict=True)) if b > a]
 
-    def rehearse(self, record: Mapping[str, Any]) -> None:
-        """Tries a decision, and all that wait for later steps behind it, on a copy.
+    def rehearse(self, *records: Mapping[str, Any]) -> None:
+        """Tries decisions one after the other, and all that wait for later steps behind them, on a copy.
 
         Raises:
-            BadRecord: It cannot be taken, or one that waits could not be taken any more.
+            BadRecord: One cannot be taken, or one that waits could not be taken any more.
         """
         trial = replace(
             self,
@@ -164,8 +164,10 @@ class Lineage:
             schedule=copy.deepcopy(self.schedule),
             requests=set(self.requests),
         )
+        record: Mapping[str, Any] = {"what": "pending"}
         try:
-            trial._decision(Line(sys.maxsize, 0, "", dict(record)))
+            for place, record in enumerate(records):
+                trial._decision(Line(sys.maxsize - len(records) + place, 0, "", dict(record)))
             for line in sorted(trial.pending, key=lambda entry: (entry.record["after"], entry.number)):
                 trial._apply(line)
         except (ValueError, KeyError, TypeError) as error:

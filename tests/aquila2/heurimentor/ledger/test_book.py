@@ -169,7 +169,7 @@ def test_decisions_are_replayed_and_not_taken_anew(tmp_path: Path) -> None:
     head = book.head
     take(book, 4)
     book.mix({"en": 1})
-    book.decide("rate", {"lr": 1e-4}, by="policy")
+    book.decide("rate", 1e-4, by="policy")
     take(book, 4)
     stream = book.plan(8).rows.tolist()
     book.close()
@@ -231,7 +231,7 @@ def test_a_ledger_behind_its_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_requests_are_entered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = start(tmp_path)
     request(tmp_path, "mix", {"en": 0.25, "zh": 0.75}, by="somebody")
-    request(tmp_path, "rate", {"lr": 0.1}, after=5)
+    request(tmp_path, "rate", 0.1, after=5)
     kept = {path: path.read_bytes() for path in (tmp_path / "control").glob("*.json")}
     lines = answer_requests(book)
     assert [(line.record["what"], line.record["after"]) for line in lines] == [("mixture", 0), ("rate", 5)]

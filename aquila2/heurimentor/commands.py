@@ -1,0 +1,233 @@
+"""The commands `aquila2 ledger` and `aquila2 mentor`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from aquila2.heurimentor.data.segment import Segment
+from aquila2.heurimentor.ledger.audit import audit
+from aquila2.heurimentor.ledger.book import NAME
+from aquila2.heurimentor.ledger.chain import Line, scan
+from aquila2.heurimentor.ledger.control import rejected_requests, request, waiting_requests
+from aquila2.heurimentor.ledger.lineage import Lineage
+from aquila2.heurimentor.ledger.locate import RunData, Suspect, suspects
+from aquila2.heurimentor.ledger.scorer import ModelScorer, checkpoint_after, checkpoint_before, scorer_of
+from aquila2.heurimentor.ledger.trace import Occurrence, occurrence_loss, trace
+from aquila2.heurimentor.mentor.decisions import Decision, parse_decisions
+from aquila2.tokenizer import Aquila2Tokenizer
+from aquila2.training.checkpoints import step_of
+from aquila2.training.data import prepare_source, segment_folder
+from aquila2.training.options import SourceOptions, load_options
+
+PREVIEW = 60
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `ledger` and `mentor` to the parser's commands."""
+    command = commands.add_parser("ledger", help="what a run was trained on: prove it, and find documents in it")
+    actions = command.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("audit", help="prove from the logs that every row was used exactly once per epoch")
+    action.add_argument("run_folder", metavar="RUN", help="folder of a training run")
+    action.add_argument("--data", action="store_true", help="also read all segments, orders and rows again")
+    action.set_defaults(run=_audit)
+    action = actions.add_parser("locate", help="list the documents of a step, the most suspicious first")
+    action.add_argument("run_folder", metavar="RUN", help="folder of a training run")
+    action.add_argument("--step", type=int, required=True, help="number of the step, from 1")
+    action.add_argument("--top", type=int, default=10, help="how many documents are listed; 0 lists all")
+    action.set_defaults(run=_locate)
+    action = actions.add_parser("trace", help="find a text, the steps that trained it, its loss before and after")
+    action.add_argument("run_folder", metavar="RUN", help="folder of a training run")
+    action.add_argument("text", help="a sentence; case, width and white space do not count")
+    action.set_defaults(run=_trace)
+
+    command = commands.add_parser("mentor", help="change a run while it goes on")
+    actions = command.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("set", help="ask for decisions; they hold from the end of a step on, and are logged")
+    action.add_argument("run_folder", metavar="RUN", help="folder of a training run, at work or not")
+    action.add_argument(
+        "assignments",
+        nargs="+",
+        metavar="key=value",
+        help="mixture=code:2,english:1 lr=3e-4 batch=16 stage=NAME skip=SAMPLES quarantine=DOCUMENT",
+    )
+    action.add_argument("--after", type=int, default=None, help="the completed step after which they hold")
+    action.add_argument("--by", default="mentor set", help="who asks, for the log")
+    action.set_defaults(run=_set)
+    action = actions.add_parser("add", help="add a source of text to a run: tokenises it, and asks to draw from it")
+    action.add_argument("run_folder", metavar="RUN", help="folder of a training run, at work or not")
+    action.add_argument("name", help="a new name for the source")
+    action.add_argument("path", help="a folder, .txt, .md, .py, .jsonl or .parquet")
+    action.add_argument("--domain", default=None, help="the domain that it belongs to; by default one of its own name")
+    action.add_argument("--mixture", default=None, help="the mixture from then on, as code:2,english:1")
+    action.add_argument("--after", type=int, default=None, help="the completed step after which it is drawn from")
+    action.add_argument("--by", default="mentor add", help="who asks, for the log")
+    action.set_defaults(run=_add)
+    action = actions.add_parser("show", help="list the decisions of a run: in force, planned, waiting, refused")
+    action.add_argument("run_folder", metavar="RUN", help="folder of a training run")
+    action.set_defaults(run=_show)
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    result = audit(parsed.run_folder, data=parsed.data, report=_say)
+    print(result.table())
+    return 1 if result.faults else 0
+
+
+def _locate(parsed: argparse.Namespace) -> int:
+    data = RunData(parsed.run_folder)
+    step = data.step(parsed.step)
+    checkpoint = checkpoint_before(data, step.number, _say)
+    if checkpoint is None:
+        checkpoint = checkpoint_after(data, step.number, _say)
+        if checkpoint is None:
+            raise FileNotFoundError(f"{parsed.run_folder} has no whole checkpoint to score the documents with")
+        _say(
+            f"no checkpoint from before step {step.number} is left; {checkpoint.name} has seen these documents already"
+        )
+    found = suspects(data, step.number, scorer_of(checkpoint))
+    shown = found[: parsed.top] if parsed.top > 0 else found
+    samples = f"samples {step.first} to {step.end - 1}"
+    print(f"step {step.number}: {samples}, {len(found)} documents, scored by {checkpoint.name}")
+    tokenizer = Aquila2Tokenizer.from_pretrained(data.folder / "tokenizer")
+    rows = [["score", "loss", "domain", "document", "tokens", "text"]]
+    rows += [_suspect_cells(data, suspect, tokenizer) for suspect in shown]
+    print(_aligned(rows))
+    return 0
+
+
+def _suspect_cells(data: RunData, suspect: Suspect, tokenizer: Aquila2Tokenizer) -> list[str]:
+    part = suspect.located
+    row = data.segments[part.segment].row(part.row, data.lineage.row_tokens)
+    text = " ".join(tokenizer.decode(row.ids[part.start : part.end].tolist()).split())
+    preview = text if len(text) <= PREVIEW else text[: PREVIEW - 3] + "..."
+    tokens = str(part.end - part.start)
+    return [f"{suspect.score:.1f}", f"{suspect.loss:.3f}", part.domain, part.document.id, tokens, preview]
+
+
+def _trace(parsed: argparse.Namespace) -> int:
+    data = RunData(parsed.run_folder)
+    tokenizer = Aquila2Tokenizer.from_pretrained(data.folder / "tokenizer")
+
+    @lru_cache(maxsize=2)
+    def scorer(checkpoint: Path) -> ModelScorer:
+        return scorer_of(checkpoint)
+
+    def loss(occurrence: Occurrence, checkpoint: Path | None) -> str:
+        value = occurrence_loss(data, occurrence, scorer(checkpoint)) if checkpoint else None
+        return "-" if value is None or checkpoint is None else f"{value:.3f} (step {step_of(checkpoint)})"
+
+    rows = [["domain", "document", "row", "tokens", "steps", "loss before", "loss after"]]
+    for occurrence in trace(data, parsed.text, tokenizer):
+        steps = occurrence.steps
+        before = checkpoint_before(data, steps[0], _say) if steps else None
+        after = checkpoint_after(data, steps[-1], _say) if steps else None
+        where = f"{occurrence.start}-{occurrence.end - 1}"
+        trained = _listed(steps) if steps else occurrence.exposures[-1].state
+        cells = [occurrence.domain, occurrence.document.id, str(occurrence.row), where, trained]
+        rows.append([*cells, loss(occurrence, before), loss(occurrence, after)])
+    if len(rows) == 1:
+        print(f"no document of {parsed.run_folder} holds that text")
+        return 1
+    print(_aligned(rows))
+    return 0
+
+
+def _set(parsed: argparse.Namespace) -> int:
+    lineage = _lineage(parsed.run_folder)
+    plain = [text for text in parsed.assignments if not text.startswith("quarantine=")]
+    decisions = parse_decisions(plain, parsed.after)
+    for text in parsed.assignments:
+        if text.startswith("quarantine="):
+            decisions += _quarantine(Path(parsed.run_folder), lineage, text.partition("=")[2], parsed.after)
+    _ask(parsed.run_folder, lineage, decisions, parsed.by)
+    return 0
+
+
+def _ask(run: str, lineage: Lineage, decisions: Sequence[Decision], by: str) -> None:
+    """Leaves requests, after all of them were tried one after the other."""
+    records = []
+    for decision in decisions:
+        after = lineage.step if decision.after is None else decision.after
+        records.append({"kind": "decision", "after": after, "what": decision.what, "value": decision.value, "by": by})
+    lineage.rehearse(*records)
+    for decision in decisions:
+        request(run, decision.what, decision.value, after=decision.after, by=by)
+        print(f"asked: {decision}")
+
+
+def _add(parsed: argparse.Namespace) -> int:
+    run = Path(parsed.run_folder)
+    lineage = _lineage(parsed.run_folder)
+    options = load_options(run / "config.yaml")
+    source = SourceOptions(name=parsed.name, path=parsed.path, domain=parsed.domain)
+    folder = segment_folder(run / "data", source.name, "train")
+    if folder.exists() and any(run / info.folder == folder for info in lineage.schedule.segments):
+        raise ValueError(f"name must be new to the run, and {parsed.name!r} is a source of it")
+    prepare_source(source, options.data.heldout, Aquila2Tokenizer.from_pretrained(run / "tokenizer"), run / "data")
+    segment = Segment(folder)
+    value = {
+        "domain": source.domain or source.name,
+        "id": segment.id,
+        "folder": str(folder.relative_to(run)),
+        "rows": segment.num_rows(lineage.row_tokens),
+    }
+    decisions = [Decision("open", value, parsed.after)]
+    if parsed.mixture is not None:
+        decisions += parse_decisions([f"mixture={parsed.mixture}"], parsed.after)
+    _ask(parsed.run_folder, lineage, decisions, parsed.by)
+    return 0
+
+
+def _quarantine(run: Path, lineage: Lineage, document: str, after: int | None) -> list[Decision]:
+    found = []
+    for info in lineage.schedule.segments:
+        number = Segment(run / info.folder).find(document)
+        if number is not None:
+            found.append(Decision("quarantine", {"segment": info.number, "documents": [number]}, after))
+    if not found:
+        raise ValueError(f"quarantine must name a document of the run, got {document!r}")
+    return found
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    lineage = _lineage(parsed.run_folder)
+    print(f"{lineage.step} steps, {lineage.samples} samples, {len(lineage.ranks)} ranks")
+    for line, sample in lineage.applied:
+        print(f"in force  {_decision(line)} (sample {sample}, {line.record['by']})")
+    for line in sorted(lineage.pending, key=lambda entry: int(entry.record["after"])):
+        print(f"planned   {_decision(line)} ({line.record['by']})")
+    for wanted in waiting_requests(parsed.run_folder):
+        print(f"waiting   {Decision(wanted['what'], wanted['value'], wanted['after'])} ({wanted['by']})")
+    for name, reason in rejected_requests(parsed.run_folder).items():
+        print(f"refused   {name}: {reason}")
+    return 0
+
+
+def _decision(line: Line) -> Decision:
+    return Decision(line.record["what"], line.record["value"], line.record["after"])
+
+
+def _lineage(run: str) -> Lineage:
+    ledger = Path(run) / NAME
+    if not ledger.is_file():
+        raise FileNotFoundError(f"{run} has no {NAME}: it is no training run, or one that has not begun")
+    return Lineage.of(scan(ledger).lines)
+
+
+def _listed(steps: Sequence[int]) -> str:
+    shown = ", ".join(str(step) for step in steps[:6])
+    return shown if len(steps) <= 6 else f"{shown}, ... ({len(steps)} times)"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

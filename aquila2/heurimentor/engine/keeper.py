@@ -1,0 +1,249 @@
+"""The first rank's part of a run: it keeps ledger, metrics and monitor, and tells all ranks what the next step is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aquila2.heurimentor.data.schedule import Draws, OpenSegment
+from aquila2.heurimentor.engine.settings import Settings
+from aquila2.heurimentor.engine.shares import Shares
+from aquila2.heurimentor.ledger.book import NAME, Book, share_out
+from aquila2.heurimentor.ledger.chain import Line, scan
+from aquila2.heurimentor.ledger.control import answer_requests, rejected_requests
+from aquila2.heurimentor.ledger.lineage import Head, Lineage
+from aquila2.heurimentor.mentor.decisions import Decision, config_decisions
+from aquila2.heurimentor.monitor.monitor import Alert, Monitor
+from aquila2.training.data import segment_folder
+from aquila2.training.metrics import MetricsLog, read_metrics
+from aquila2.training.options import Options
+
+MOST_DOCUMENTS = 8  # named in a sentence
+MOST_REFUSED = 8  # steps in a row
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all ranks do in a step.
+
+    Attributes:
+        step: Its number.
+        draws: Its samples.
+        segments: All segments of the run.
+        quarantined: Documents whose targets do not count, from a sample on.
+        shares: How the ranks share the samples.
+        rate: The learning rate.
+        stage: The name of the stage.
+    """
+
+    step: int
+    draws: Draws
+    segments: list[OpenSegment]
+    quarantined: Mapping[tuple[int, int], int]
+    shares: list[int]
+    rate: float
+    stage: str
+
+    @property
+    def first(self) -> int:
+        """The number of its first sample."""
+        return int(self.draws.samples[0])
+
+    @property
+    def end(self) -> int:
+        """The sample after its last."""
+        return self.first + self.count
+
+    @property
+    def count(self) -> int:
+        """Its samples."""
+        return len(self.draws.samples)
+
+
+class Suspects(NamedTuple):
+    """What a rank has to say about a step: the mean loss of its worst batch, and the documents in that."""
+
+    loss: float
+    documents: list[str]
+
+
+class Keeper:
+    """Keeps the ledger of a run, its metrics and its monitor.
+
+    Args:
+        options: The run's.
+        head: What the checkpoint that training goes on from knows of the ledger; None starts at step 0.
+        ranks: How many ranks there are.
+        log: Where metrics and alerts go.
+
+    Raises:
+        ValueError: The ledger is not what was once written, or the checkpoint is not of its lineage.
+        FileNotFoundError: There is a checkpoint and no ledger.
+    """
+
+    def __init__(self, options: Options, head: Head | None, ranks: int, log: MetricsLog) -> None:
+        self.options, self.folder, self.log = options, Path(options.run.folder), log
+        self.monitor = Monitor(options.monitor, read_metrics(self.folder))
+        self.shares = Shares()
+        self.refused = 0
+        if head is None and not _has_recipe(self.folder, options):
+            # A beginning that no step stands on, and that a crash has cut off.
+            (self.folder / NAME).unlink(missing_ok=True)
+        if head is None and not (self.folder / NAME).exists():
+            self.book = _begin(self.folder, options)
+        else:
+            self.book = Book(self.folder, head)
+        if options.train.shares == "equal" or len(self.lineage.ranks) != ranks:
+            self.share([1] * ranks)
+
+    @property
+    def lineage(self) -> Lineage:
+        """The steps that the weights stand on, and the decisions in force."""
+        return self.book.lineage
+
+    def share(self, shares: Sequence[int]) -> None:
+        """Enters how the ranks share a step from now on, where that is news."""
+        if self.lineage.ranks != list(shares):
+            self.book.set_ranks(shares)
+
+    def order(self) -> Order | None:
+        """The next step, after all requests that wait were answered; None where the run is at its end."""
+        before = rejected_requests(self.folder)
+        for line in answer_requests(self.book):
+            _say(_sentence(line))
+        for path, reason in rejected_requests(self.folder).items():
+            if path not in before:
+                _say(f"a request was refused: {reason}")
+        lineage, options = self.lineage, self.options
+        settings = Settings.of(options, lineage)
+        count = settings.count(options, lineage.samples)
+        if count < 1:
+            return None
+        draws = self.book.plan(count)
+        return Order(
+            lineage.step + 1,
+            draws,
+            list(lineage.schedule.segments),
+            dict(lineage.schedule.quarantined),
+            list(lineage.ranks),
+            settings.rate(options, lineage.samples + count),
+            settings.stage,
+        )
+
+    def judge(self, loss: float, norm: float) -> Alert | None:
+        """What the monitor has against applying the step at hand."""
+        return self.monitor.judge(loss, norm)
+
+    def allows(self, order: Order, alert: Alert, loss: float, norm: float, ranks: Sequence[Suspects]) -> bool:
+        """Tells an alert with the documents that it may come from; whether the step is applied all the same.
+
+        A step that is not applied is entered as a decision to skip its samples, so that a continued run skips them too.
+
+        Raises:
+            FloatingPointError: The run is to stop there.
+        """
+        worst = max(range(len(ranks)), key=lambda rank: (not math.isfinite(ranks[rank].loss), ranks[rank].loss))
+        documents = ", ".join(ranks[worst].documents[:MOST_DOCUMENTS])
+        self._tell(order.step, alert, rank=worst, documents=ranks[worst].documents)
+        policy = getattr(self.options.monitor, alert.kind)
+        if policy == "warn":
+            return True
+        self.refused += 1
+        if policy == "skip" and self.refused <= MOST_REFUSED:
+            self.book.decide("skip", {"samples": order.count}, by=f"monitor: {alert.sentence}")
+            return False
+        again = f", the {self.refused}th in a row" if self.refused > 1 else ""
+        raise FloatingPointError(
+            f"step {order.step} has the gradient norm {norm} and the loss {loss}{again}, so the run stops there with "
+            f"nothing of that step applied or saved; rank {worst} fares worst, with the documents "
+            f"{documents or 'unknown'}; try a smaller optimizer.lr in another run.folder"
+        )
+
+    def commit(self, order: Order, digest: int, values: Mapping[str, float], busy: Sequence[float]) -> int:
+        """Enters that all ranks have taken the step, in the ledger and in the metrics; returns the next free sample."""
+        self.book.commit(order.count, digest, {key: values[key] for key in ("loss", "grad_norm", "lr")})
+        self.refused = 0
+        self.log.write("train", order.step, values)
+        rows = [len(part) for part in share_out(order.count, order.shares)]
+        for alert in self.monitor.step(values, busy, rows):
+            self._tell(order.step, alert)
+        if self.options.train.shares == "speed":
+            proposal = self.shares.proposed(rows, busy)
+            if proposal is not None:
+                self.share(proposal)
+                _say(f"after step {order.step}: the ranks take {', '.join(map(str, proposal))} samples of a step")
+        return self.lineage.samples
+
+    def measured(self, step: int, losses: Mapping[str, float]) -> None:
+        """Takes held-out losses."""
+        self.log.write("heldout", step, losses)
+        drawn: Counter[str] = Counter()
+        rows: Counter[str] = Counter()
+        counts = self.lineage.schedule.counts(self.lineage.samples)
+        for info, count in zip(self.lineage.schedule.segments, counts, strict=True):
+            drawn[info.domain] += count
+            rows[info.domain] += info.rows
+        epochs = {
+            source.name: drawn[source.domain or source.name] / rows[source.domain or source.name]
+            for source in self.options.data.sources
+        }
+        stage = Settings.of(self.options, self.lineage).stage
+        for alert in self.monitor.measured(losses, epochs, stage):
+            self._tell(step, alert)
+
+    def _tell(self, step: int, alert: Alert, **more: Any) -> None:
+        values = {"alert": alert.kind, "subject": alert.subject, "sentence": alert.sentence, **more}
+        self.log.write("alert", step, values)
+        documents = more.get("documents")
+        where = f" (rank {more['rank']}, documents {', '.join(documents[:MOST_DOCUMENTS])})" if documents else ""
+        _say(f"monitor, step {step}: {alert.sentence}{where}")
+
+    def head(self) -> Head:
+        """What a checkpoint of this moment keeps; the ledger is on the disk then."""
+        self.book.sync()
+        return self.book.head
+
+    def close(self) -> None:
+        """Lets go of the ledger."""
+        self.book.close()
+
+
+def _has_recipe(folder: Path, options: Options) -> bool:
+    """Whether the ledger holds all decisions of the configuration, which are its beginning."""
+    if not (folder / NAME).is_file():
+        return False
+    lines = scan(folder / NAME).lines
+    entered = sum(line.record["kind"] == "decision" and line.record["by"] == "config" for line in lines)
+    return entered >= len(options.data.sources) + 1 + len(options.decisions)
+
+
+def _begin(folder: Path, options: Options) -> Book:
+    book = Book.create(folder, seed=options.train.seed, row_tokens=options.data.seq_len)
+    try:
+        for source in options.data.sources:
+            book.open_segment(source.domain or source.name, segment_folder(folder / "data", source.name, "train"))
+        weights: dict[str, float] = {}
+        for source in options.data.sources:
+            domain = source.domain or source.name
+            weights[domain] = weights.get(domain, 0.0) + source.weight
+        book.mix(weights)
+        for decision in config_decisions(options):
+            book.decide(decision.what, decision.value, after=decision.after)
+    except BaseException:
+        book.close()
+        raise
+    return book
+
+
+def _sentence(line: Line) -> str:
+    record = line.record
+    return f"{Decision(record['what'], record['value'], record['after'])}, asked for by {record['by']}"
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The training-state monitor: what is measured in every step, and what it tells."""

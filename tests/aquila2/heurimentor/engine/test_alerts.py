@@ -1,0 +1,99 @@
+"""A step that the monitor objects to: it names step, rank and documents, and the run warns, skips or stops."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aquila2.heurimentor.ledger.audit import audit
+from aquila2.heurimentor.ledger.locate import RunData
+from aquila2.training import trainer
+from aquila2.training.metrics import read_metrics
+from tests.aquila2.heurimentor.runs import lineage_of, losses_of, options_for, write_texts
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    write_texts(tmp_path / "texts")
+    return tmp_path / "texts"
+
+
+def poison_sample(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
+    """Multiplies the loss of the batch that a sample is in."""
+    update = trainer.Loop._update
+
+    def poisoned(self: trainer.Loop, order: Any, places: range, part: Any, waited: float) -> Any:
+        whole = self.loss
+        calls = iter(range(len(part.batches)))
+
+        def loss(*arguments: Any, **options: Any) -> Any:
+            first = order.first + places.start + next(calls) * self.options.batch.micro
+            factor = next((f for sample, f in factors.items() if first <= sample < first + 2), 1.0)
+            return whole(*arguments, **options) * factor
+
+        self.loss = loss
+        try:
+            return update(self, order, places, part, waited)
+        finally:
+            self.loss = whole
+
+    monkeypatch.setattr(trainer.Loop, "_update", poisoned)
+
+
+def test_a_skipped_step_is_a_decision_and_stays_one(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        poison_sample(context, {22: math.nan})
+        with pytest.raises(FloatingPointError, match=r"step 6 has the gradient norm nan .*; rank 0 fares worst"):
+            trainer.train(options_for(texts, tmp_path / "stopped"))
+        trainer.train(options_for(texts, run, monitor={"not_finite": "skip"}, run={"save_every": 4}))
+    assert "monitor, step 6: the loss is nan (rank 0, documents " in capsys.readouterr().err
+    result = audit(run, data=True)
+    assert not result.faults and (result.steps, result.samples) == (11, 48)
+    assert sum(use.skipped for use in result.segments) == 4
+    (skip,) = [line.record for line, _ in lineage_of(run).applied if line.record["what"] == "skip"]
+    assert skip["after"] == 5 and skip["by"] == "monitor: the loss is nan"
+    (alert,) = [record for record in read_metrics(run) if record["kind"] == "alert"]
+    assert (alert["step"], alert["alert"], alert["rank"]) == (6, "not_finite", 0)
+    # The documents are those of the second batch of the samples 20 to 23.
+    data = RunData(run)
+    draws = data.lineage.schedule.draws(22, 2)
+    rows = [data.segments[s].row(r, 24) for s, r in zip(draws.segments.tolist(), draws.rows.tolist(), strict=True)]
+    names = {
+        f"{data.lineage.schedule.segments[s].domain}/{data.segments[s].document(piece.document).id}"
+        for s, row in zip(draws.segments.tolist(), rows, strict=True)
+        for piece in row.pieces
+        if piece.document >= 0
+    }
+    assert set(alert["documents"]) == names
+    # A continued run skips it again, now that nothing is wrong with it, because the log says so.
+    expected = losses_of(run)
+    for checkpoint in sorted((run / "checkpoints").glob("step-*"))[1:]:
+        checkpoint.rename(checkpoint.with_suffix(".away"))
+    trainer.train(options_for(texts, run, monitor={"not_finite": "skip"}, run={"save_every": 4}))
+    assert losses_of(run) == expected and not audit(run, data=True).faults
+
+
+def test_a_run_of_broken_steps_stops(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison_sample(monkeypatch, dict.fromkeys(range(0, 48, 4), math.inf))
+    with pytest.raises(FloatingPointError, match=r"step 1 .*, the 9th in a row"):
+        trainer.train(options_for(texts, tmp_path / "run", monitor={"not_finite": "skip"}))
+
+
+@pytest.mark.parametrize("policy", ["warn", "skip"])
+def test_a_spike(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison_sample(monkeypatch, {95: 40.0})
+    options = options_for(
+        texts, tmp_path / "run", train={"samples": 100}, monitor={"spike": policy}, optimizer={"lr": 1e-3}
+    )
+    trainer.train(options)
+    assert "monitor, step 24: the loss jumps to " in capsys.readouterr().err
+    lineage = lineage_of(tmp_path / "run")
+    assert (lineage.step, lineage.schedule.is_skipped(95)) == ((25, False) if policy == "warn" else (24, True))

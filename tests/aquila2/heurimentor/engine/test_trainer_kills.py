@@ -1,0 +1,76 @@
+"""kill -9 at random points of a real run that saves after every step: it goes on each time, as if nothing had been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aquila2.heurimentor.ledger.audit import audit
+from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints
+from aquila2.training.options import dump_options
+from tests.aquila2.heurimentor.runs import losses_of, options_for, rows_of, run_python, write_texts
+
+SCRIPT = """
+import os, random, signal, sys, time, traceback
+from pathlib import Path
+import torch
+from aquila2.training import trainer
+from aquila2.training.options import load_options
+
+torch.set_num_threads(1)
+config, calm, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def start(*overrides):
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            trainer.train(load_options(config, overrides))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return child
+
+ledger = Path(load_options(config).run.folder) / "ledger.jsonl"
+
+def length():
+    return ledger.stat().st_size if ledger.exists() else 0
+
+assert os.waitpid(start(f"run.folder={calm}"), 0)[1] == 0
+random.seed(kills)
+killed = 0
+while killed < kills:
+    child = start()
+    if random.random() < 0.8:  # not before it has written, however slow the machine is
+        before = length()
+        while length() == before and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.001)
+    time.sleep(random.uniform(0.0, 0.4))
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    killed += 1
+assert os.waitpid(start(), 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_killed_run_equals_itself_undisturbed(tmp_path: Path, kills: int) -> None:
+    write_texts(tmp_path / "texts")
+    run, calm = tmp_path / "run", tmp_path / "calm"
+    options = options_for(
+        tmp_path / "texts",
+        run,
+        train={"samples": 8 * kills},
+        run={"save_every": 1, "keep": 2},
+        decisions=[{"after": 20, "mixture": {"words": 1.0, "sums": 2.0}}, {"after": 31, "skip": 5}],
+    )
+    (tmp_path / "config.yaml").write_text(dump_options(options))
+    run_python("-c", SCRIPT, tmp_path / "config.yaml", calm, str(kills), timeout=60 * kills)
+    result = audit(run, data=True)
+    assert not result.faults and len(result.resumes) >= 3 and result.heads == 2
+    assert losses_of(run) == losses_of(calm) and rows_of(run) == rows_of(calm)
+    assert all(checkpoint_fault(checkpoint) is None for checkpoint in list_checkpoints(run / "checkpoints"))
