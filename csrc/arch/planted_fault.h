@@ -28,6 +28,7 @@ enum class Fault {
   kMissingExpectation,
   // In the attention backward:
   kMissingScoresBarrier,
+  kUnclampedOffsets,  // and in the forward
   kWrongOrder,
 };
 

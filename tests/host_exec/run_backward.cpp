@@ -4,6 +4,10 @@
 //
 //   run_backward dtype=bf16 head_dim=64 heads_q=4 heads_k=2 lengths=33:70,128:64 [packed=1] [right=0] [left=17]
 //   [softcap=0] [seed=0] [copies=lazy] [workers=1] [resident=0] [fault=missing_barrier]
+//   [offsets_q=0:1000:70] [offsets_k=...]
+//
+// With offsets the kernels are given those instead of the lengths' (packed=1), and nothing is compared: they are wrong,
+// and AddressSanitizer watches where they lead.
 //
 // Exits with 1 where a gradient is wrong, with 2 if the runner stopped a kernel, and with a sanitizer's own status if
 // that reported. Faults are planted in the backward only.
@@ -14,6 +18,7 @@
 #include <cstring>
 #include <map>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -110,6 +115,13 @@ bool is_close(const char* name, const Operand& ours, const Gradient& expected) {
   return error <= bound;
 }
 
+std::vector<int32_t> offsets(const char* name) {
+  std::vector<int32_t> values;
+  std::istringstream text(given[name]);
+  for (std::string value; std::getline(text, value, ':');) values.push_back(std::stoi(value));
+  return values;
+}
+
 int run() {
   std::vector<int64_t> lengths_q, lengths_k;
   const std::string lengths = given.count("lengths") ? given["lengths"] : "64:64";
@@ -139,10 +151,11 @@ int run() {
   p.mask = {static_cast<int64_t>(number("left", -1)), static_cast<int64_t>(number("right", -1))};
   p.softcap = static_cast<float>(number("softcap", 0));
   p.softmax_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(p.head_dim)));
+  const std::vector<int32_t> offsets_q = offsets("offsets_q"), offsets_k = offsets("offsets_k");
   const bool packed = number("packed", 0) != 0;
   if (packed) {
-    p.cu_seqlens_q = cu_q.data();
-    p.cu_seqlens_k = cu_k.data();
+    p.cu_seqlens_q = offsets_q.empty() ? cu_q.data() : offsets_q.data();
+    p.cu_seqlens_k = offsets_k.empty() ? cu_k.data() : offsets_k.data();
     p.total_q = total_q;
     p.total_k = total_k;
   }
@@ -171,6 +184,7 @@ int run() {
     std::printf("stopped: %s\n", status.message.c_str());
     return 2;
   }
+  if (!offsets_q.empty() || !offsets_k.empty()) return 0;
 
   Gradient ref_dq(total_q * p.heads_q * p.head_dim), ref_dk(total_k * p.heads_k * p.head_dim);
   Gradient ref_dv(total_k * p.heads_k * p.head_dim_v);
@@ -205,6 +219,7 @@ Fault fault_named(const std::string& name) {
       {"wrong_mask_edge", Fault::kWrongMaskEdge},
       {"stray_read", Fault::kStrayRead},
       {"stray_write", Fault::kStrayWrite},
+      {"unclamped_offsets", Fault::kUnclampedOffsets},
   };
   return faults.at(name);
 }

@@ -3,7 +3,10 @@
 //
 //   run_forward dtype=bf16 head_dim=64 heads_q=4 heads_k=2 lengths=33:70,128:64 [packed=1] [right=0] [left=17]
 //   [softcap=0] [scale=0.125] [threshold=30] [bias=1] [keep=1] [alibi=1] [sinks=1] [dropout=0.3]
-//               [seed=0] [copies=lazy] [workers=1] [fault=missing_barrier]
+//               [offsets_q=0:1000:70] [offsets_k=...] [seed=0] [copies=lazy] [workers=1] [fault=missing_barrier]
+//
+// With offsets the kernel is given those instead of the lengths' (packed=1), and nothing is compared: they are wrong,
+// and AddressSanitizer watches where they lead.
 //
 // Prints the largest errors relative to the rule's bound; exits with 1 if one exceeds it, with 2 if the runner stopped
 // the kernel, and with a sanitizer's own status if that reported.
@@ -13,6 +16,7 @@
 #include <cstring>
 #include <map>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -31,6 +35,7 @@ struct Problem {
   bool packed = false;
   int64_t heads_q = 2, heads_k = 1, head_dim = 64, head_dim_v = 64;
   std::vector<int64_t> lengths_q, lengths_k;  // per sequence; dense problems have one length for all
+  std::vector<int32_t> offsets_q, offsets_k;  // told to the kernel instead of theirs, if there are any
   MaskParams mask;
   float softcap = 0.0f, scale = 0.0f;
   bool piecewise = false, bias = false, keep = false, alibi = false, sinks = false;
@@ -217,8 +222,8 @@ int run(const Problem& p) {
   params.out = out.view(longest_q);
   params.lse = p.packed ? RowsView{lse.data(), 0, total_q} : RowsView{lse.data(), p.heads_q * longest_q, longest_q};
   if (p.packed) {
-    params.cu_seqlens_q = cu_q.data();
-    params.cu_seqlens_k = cu_k.data();
+    params.cu_seqlens_q = p.offsets_q.empty() ? cu_q.data() : p.offsets_q.data();
+    params.cu_seqlens_k = p.offsets_k.empty() ? cu_k.data() : p.offsets_k.data();
     params.total_q = total_q;
     params.total_k = total_k;
   }
@@ -236,6 +241,7 @@ int run(const Problem& p) {
     std::printf("stopped: %s\n", status.message.c_str());
     return 2;
   }
+  if (!p.offsets_q.empty() || !p.offsets_k.empty()) return 0;
 
   // The weights are rounded once and the output once; either moves a result by half a unit in its last place.
   const double unit = p.dtype == DType::kBFloat16 ? 0x1p-8 : 0x1p-11;
@@ -280,6 +286,7 @@ Fault fault_named(const std::string& name) {
       {"missing_rescale", Fault::kMissingRescale},
       {"missing_warp_sync", Fault::kMissingWarpSync},
       {"divergent_collective", Fault::kDivergentCollective},
+      {"unclamped_offsets", Fault::kUnclampedOffsets},
   };
   return faults.at(name);
 }
@@ -318,6 +325,14 @@ Problem parse(int argc, char** argv) {
     p.lengths_k.push_back(std::strtoll(end + 1, &end, 10));
     cursor = *end == ',' ? end + 1 : end;
   }
+  const auto offsets = [&](const char* name) {
+    std::vector<int32_t> values;
+    std::istringstream text(given[name]);
+    for (std::string value; std::getline(text, value, ':');) values.push_back(std::stoi(value));
+    return values;
+  };
+  p.offsets_q = offsets("offsets_q");
+  p.offsets_k = offsets("offsets_k");
   host_exec::Options& options = host_exec::options();
   options.seed = static_cast<uint32_t>(number("seed", 0));
   options.workers = static_cast<int>(number("workers", 1));

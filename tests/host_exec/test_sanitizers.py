@@ -73,3 +73,24 @@ def test_no_false_alarm(seed: int) -> None:
     problem = "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=100:190,5:0,33:70 packed=1 right=0"
     done = run_program("run_forward", "tsan", *problem.split(), f"seed={seed}", "copies=random", "workers=2")
     assert done.returncode == 0, done.stdout[:4000]
+
+
+# Offsets of two sequences of 70 rows in all that point outside, fall, or exceed the longest length.
+WRONG_OFFSETS = ("0:1000:70", "-5:40:70", "0:40:20", "60:10:1073741824", "0:40:2147483647", "-2147483648:40:70")
+OF_WRONG_OFFSETS = "dtype=bf16 head_dim=64 lengths=40:40,30:30 packed=1 right=0"
+
+
+@pytest.mark.parametrize("program", ["run_forward", "run_backward"])
+@pytest.mark.parametrize("which", ["offsets_q", "offsets_k"])
+def test_wrong_offsets_reach_no_memory_outside(which: str, program: str) -> None:
+    for offsets in WRONG_OFFSETS:
+        done = run_program(program, "asan", *OF_WRONG_OFFSETS.split(), f"{which}={offsets}")
+        assert done.returncode == 0, f"{offsets}: {done.stdout[:4000]}"
+
+
+@pytest.mark.parametrize("program", ["run_forward", "run_backward"])
+@pytest.mark.parametrize("which", ["offsets_q", "offsets_k"])
+def test_offsets_that_are_not_clamped_are_seen(which: str, program: str) -> None:
+    given = [*OF_WRONG_OFFSETS.split(), f"{which}=0:40:140", "fault=unclamped_offsets"]
+    done = run_program(program, "asan", *given)
+    assert done.returncode == 66 and "heap-buffer-overflow" in done.stdout, done.stdout[:4000]

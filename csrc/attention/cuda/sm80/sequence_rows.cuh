@@ -1,6 +1,7 @@
 // Where the rows of a sequence lie in dense and packed operands.
 #pragma once
 
+#include "arch/planted_fault.h"
 #include "attention/cuda/sm80/shared_tile.cuh"
 
 namespace flagattn::sm80 {
@@ -14,7 +15,10 @@ struct SequenceRows {
 
 FLAGATTN_DEVICE SequenceRows sequence_rows(const int32_t* cu_seqlens, int sequence, int64_t longest, int64_t total) {
   if (cu_seqlens == nullptr) return {0, static_cast<int>(longest)};
-  const auto clamp = [](int64_t value, int64_t most) { return value < 0 ? 0 : value < most ? value : most; };
+  const auto clamp = [](int64_t value, int64_t most) {
+    if (planted(Fault::kUnclampedOffsets)) return value;
+    return value < 0 ? 0 : value < most ? value : most;
+  };
   const int64_t first = clamp(cu_seqlens[sequence], total);
   const int64_t end = clamp(cu_seqlens[sequence + 1], total);
   return {static_cast<int>(first), static_cast<int>(clamp(end - first, longest))};
