@@ -38,7 +38,9 @@ inline void check_values(const AttentionArgs& args, const AttentionParams& param
 inline void zero_rows_behind(const Tensor& tensor, int64_t end) {
   const int64_t row_bytes = tensor.stride(0) * static_cast<int64_t>(tensor.element_size());
   const int64_t rows = tensor.size(0) - end;
-  if (rows > 0) std::memset(static_cast<char*>(output_data(tensor)) + end * row_bytes, 0, rows * row_bytes);
+  // Strides of a tensor without elements are not 0.
+  if (rows > 0 && tensor.numel() > 0)
+    std::memset(static_cast<char*>(output_data(tensor)) + end * row_bytes, 0, rows * row_bytes);
 }
 
 inline void clear_lse_behind(const RowsView& lse, int64_t heads, int64_t total, int64_t end) {
