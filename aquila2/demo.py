@@ -15,10 +15,11 @@ from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.kernel_report import kernel_report
 from aquila2.sampling import Sampling
-from aquila2.training.lock import only_run_in
+from aquila2.training.lock import LOCK, only_run_in
 from aquila2.training.options import load_options
 from aquila2.training.trainer import Result
 
+MARK = "demo"  # the file that tells a demo's folder
 PROMPTS = {
     "code": "def __init__(self, ",
     "English": "The following example shows how to ",
@@ -44,9 +45,7 @@ def run_demo(data: str | None, folder: Path, overrides: Sequence[str] = ()) -> i
         changes.append(f"data.sources={yaml.safe_dump([source], default_flow_style=True, width=2**20).strip()}")
     options = load_options(RECIPES / "demo.yaml", [*changes, *overrides])
     usable_device(options.train.device, "train.device")
-    _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "demo").touch()
+    _claim(folder)
 
     print("1. Tokenizer and training, on", ", ".join(source.name for source in options.data.sources), flush=True)
     result = train_and_report(options)
@@ -64,13 +63,26 @@ def run_demo(data: str | None, folder: Path, overrides: Sequence[str] = ()) -> i
     return None
 
 
-def _clear(folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / "demo").is_file():
-        raise ValueError(f"--folder must be new, empty or an earlier demo, and {folder} is none of them")
+def _claim(folder: Path) -> None:
+    """Makes the folder that of a new demo, and empties it where it is an earlier one's.
+
+    The folder and its lock stay: a run that waits to lock the file would else hold one that nobody sees.
+    """
+    _refuse_other_folders(folder)
     with only_run_in(folder):
-        shutil.rmtree(folder)
+        _refuse_other_folders(folder)  # somebody may have filled it before it was locked
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (LOCK, MARK):
+                path.unlink()
+        (folder / MARK).touch()
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    holds = {path.name for path in folder.iterdir()} - {LOCK} if folder.exists() else set()
+    if holds and not (folder / MARK).is_file():
+        raise ValueError(f"--folder must be new, empty or an earlier demo, and {folder} is none of them")
 
 
 def _print_size(result: Result) -> None:

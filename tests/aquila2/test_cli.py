@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 from aquila2 import PRESETS, Aquila2Config, Aquila2ForCausalLM, Aquila2Tokenizer, save_pretrained
 from aquila2.cli import main
+from aquila2.demo import _claim
+from aquila2.training.lock import only_run_in
 
 
 def run(*arguments: str | Path) -> int:
@@ -172,6 +176,23 @@ def test_demo_on_own_data(
     assert run("demo", "--folder", tmp_path / "other") == 2
     assert "--folder must be new, empty or an earlier demo" in capsys.readouterr().err
     assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_demo_leaves_another_run_s_folder_and_keeps_the_lock_s_file(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    _claim(folder)
+    (folder / "checkpoints" / "step_1").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("{}")
+    with only_run_in(folder), pytest.raises(ValueError, match="is in use by another run"):
+        _claim(folder)
+    assert {path.name for path in folder.iterdir()} == {"demo", "run.lock", "checkpoints", "metrics.jsonl"}
+    descriptor = os.open(folder / "run.lock", os.O_RDWR)  # as a run that has opened it, and not locked it yet
+    _claim(folder)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert {path.name for path in folder.iterdir()} == {"demo", "run.lock"}
+    with pytest.raises(ValueError, match="is in use by another run"), only_run_in(folder):
+        pass
+    os.close(descriptor)
 
 
 def test_kernel_report_runs(monkeypatch: pytest.MonkeyPatch) -> None:
