@@ -18,6 +18,7 @@ from docs import support as probes
 from docs.chinese import BAR_WORDS, ENVIRONMENT_ZH, phrase
 from flagattn.environment import ENVIRONMENT
 from flagattn.reference import far_mask, keep_mask
+from flagattn.testing.conformance.suites import SUITES
 
 # ------------------------------------------------------------------------------------------------------------ the code
 
@@ -298,7 +299,7 @@ _SIZES = ("queries x keys", "logits, or queries x keys")
 
 
 def conformance(language: str, up: str) -> str:
-    """What `make conformance` wrote of each suite, and why cases were left out."""
+    """What `make conformance` wrote of each suite, and why cases are left out; reasons that ended are only counted."""
     runs = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((results.ROOT / "docs/conformance").glob("*.json"))
@@ -307,7 +308,7 @@ def conformance(language: str, up: str) -> str:
         return _nothing(language)
     counts = ("collected", "eligible", "sampled", "passed", "skipped", "failed", "not_run")
     header = ["suite", "upstream commit", "run", "cases at our commit", *(count.replace("_", " ") for count in counts)]
-    lines, reasons = [], []
+    lines, reasons, ended = [], [], []
     for run in runs:
         commit = (
             f"[{run['commit'][:10]}](https://github.com/{run['repository']}/tree/{run['commit']}) of {run['committed']}"
@@ -315,9 +316,16 @@ def conformance(language: str, up: str) -> str:
         numbers = [str(len(run[count]) if count == "failed" else run[count]) for count in counts]
         ours = ", ".join(f"{count} at {version}" for version, count in run["ours"].items())
         lines.append([run["suite"], commit, f"{run['run']}, {run['cpu_level']}", ours, *numbers])
-        reasons += [[run["suite"], str(count), reason] for reason, count in run["deselected"].items()]
+        current = {deselection.reason for deselection in SUITES[run["suite"]].deselected}
+        left_out = run["deselected"].items()
+        reasons += [[run["suite"], str(count), reason] for reason, count in left_out if reason in current]
+        if drawn := sum(count for reason, count in left_out if reason not in current):
+            ended.append(f"{drawn} of {run['suite']}")
         size = f"{run['largest']} {_SIZES[run['suite'] == 'liger']}"
         reasons.append([run["suite"], str(run["larger"]), f"more than {size}: not drawn"])
     files = ", ".join(f"[{run['suite']}.json]({up}docs/conformance/{run['suite']}.json)" for run in runs)
-    left_out = report.markdown(["suite", "cases", "left out because it"], reasons)
-    return f"{report.markdown(header, lines)}\n\n{files}\n\n{left_out}"
+    parts = [report.markdown(header, lines), files, report.markdown(["suite", "cases", "left out because it"], reasons)]
+    if ended:
+        sentence = "Cases that these runs left out for reasons that no longer stand, for the next run to look at again"
+        parts.append(f"{sentence}: {', '.join(ended)}.")
+    return "\n\n".join(parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from bench import results
 from docs import blocks, chinese, generate
 from docs.generate import ROOT, documents
 
@@ -64,6 +66,17 @@ def test_every_cell_of_the_environment_table_is_translated() -> None:
     for variable in ENVIRONMENT:
         cells = {variable.read_at, variable.values, variable.default, variable.meaning}
         assert cells <= set(chinese.ENVIRONMENT_ZH)
+
+
+def test_only_reasons_of_today_leave_cases_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = json.loads((ROOT / "docs/conformance/liger.json").read_text())
+    run["deselected"] = {"needs four or eight GPUs": 12, "is long mended": 7}
+    (tmp_path / "docs/conformance").mkdir(parents=True)
+    (tmp_path / "docs/conformance/liger.json").write_text(json.dumps(run))
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    text = blocks.conformance("en", "")
+    assert "| 12 | needs four or eight GPUs |" in text and "mended" not in text
+    assert text.endswith("for the next run to look at again: 7 of liger.")
 
 
 # Chinese documents say the same in the same order: as many headings of each level, the same code and the same blocks.
