@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_map_only
 
 import flagattn.activation
 import flagattn.attention
+import flagattn.column_sums
 import flagattn.kvcache
 import flagattn.linear
 import flagattn.loss
+import flagattn.merging
 import flagattn.norm
 import flagattn.piecewise
 import flagattn.rotary
@@ -48,7 +50,10 @@ _FUSED: dict[str, Callable[..., Any]] = {
     "batch_invariant_linear": flagattn.linear.batch_invariant_linear,
     "cross_entropy": flagattn.loss.cross_entropy,
     "linear_cross_entropy": flagattn.loss.linear_cross_entropy,
+    "attention_column_sums": flagattn.column_sums.attention_column_sums,
 }
+_BY_TORCH = {"merge_attention_states": flagattn.merging.merge_attention_states}
+_ALL = {**_ATTENTION, **_PIECEWISE, **_CACHED, **_FUSED, **_BY_TORCH}
 _SOURCES = {
     "rms_norm": "csrc/norm/cpu",
     "swiglu": "csrc/activation/cpu",
@@ -56,6 +61,7 @@ _SOURCES = {
     "batch_invariant_linear": "csrc/linear/cpu",
     "cross_entropy": "csrc/loss/cpu",
     "linear_cross_entropy": "csrc/loss/cpu with products by torch's BLAS",
+    "attention_column_sums": "csrc/attention/cpu",
 }
 _CUDA_SOURCES = {
     "rms_norm": "csrc/norm/cuda/sm80",
@@ -101,22 +107,24 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Not differentiable. Source: flagattn/explain.py, csrc/torch/attention_plan.cpp.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
-    function = {**_ATTENTION, **_PIECEWISE, **_CACHED, **_FUSED}.get(name)
+    function = _ALL.get(name)
     if function is None:
-        raise ValueError(
-            f"op is {name!r}; it must be one of {', '.join([*_ATTENTION, *_PIECEWISE, *_CACHED, *_FUSED])}"
-        )
+        raise ValueError(f"op is {name!r}; it must be one of {', '.join(_ALL)}")
     arguments = inspect.signature(function).bind(*args, **kwargs)
     arguments.apply_defaults()
     wrong = _what_is_wrong(function, arguments)
     if wrong is not None:
         return Explanation(name, "none", wrong)
+    if name in _BY_TORCH:
+        return Explanation(name, "torch's own ops", "a few of them, element by element, run on any device")
     if name in _FUSED:
         if name == "batch_invariant_linear":
             return _explain_linear(arguments.arguments)
         explanation = _explain_fused(name, next(iter(arguments.arguments.values())))
         if name == "linear_cross_entropy":
             explanation.details["gradients"] = _explain_head(arguments.arguments)
+        if name == "attention_column_sums":
+            explanation.details["sums"] = "512 keys' at a time over all rows, from products of q and k made again"
         return explanation
     return _explain_attention(name, arguments.arguments)
 

@@ -117,6 +117,22 @@ def test_elsewhere_and_unknown() -> None:
         flagattn.explain("flash_attn_func", q)
 
 
+def test_column_sums_and_merging() -> None:
+    q, lse = torch.randn(1, 9, 2, 16), torch.zeros(1, 2, 9)
+    told = flagattn.explain("attention_column_sums", q, q, lse)
+    assert told.kernel.startswith("csrc/attention/cpu") and "512 keys" in told.details["sums"]
+    assert "lse has shape" in flagattn.explain("attention_column_sums", q, q, lse[0]).reason
+    assert flagattn.explain(flagattn.merge_attention_states, [q], [lse]).kernel == "torch's own ops"
+    assert "outs has 1 parts" in flagattn.explain(flagattn.merge_attention_states, [q], []).reason
+
+
+def test_every_public_op_is_known() -> None:
+    others = {"explain", "build_info", "cpu_level", "Explanation"}
+    for name in set(flagattn.__all__) - others:
+        with pytest.raises(TypeError):
+            flagattn.explain(name)
+
+
 def test_what_joins_the_scores() -> None:
     x = torch.randn(1, 9, 2, 16)
     told = flagattn.explain("flash_attn_func", x, x, x, 0.1, alibi_slopes=torch.ones(2), sinks=torch.ones(2))
