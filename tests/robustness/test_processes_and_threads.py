@@ -19,12 +19,32 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def everything() -> list[Tensor]:
-    """A call of every op, forward and backward."""
+    """A call of every op, forward and, where there is one, backward."""
     leaves = [t.requires_grad_() for t in inputs()]
     out, lse = flagattn.flash_attn_func(*leaves, causal=True, return_lse=True)
     weight = torch.ones(64, requires_grad=True)
     y = flagattn.swiglu(flagattn.rms_norm(out, weight), out)
-    return [out.detach(), lse.detach(), *torch.autograd.grad(y.sum() + lse.sum(), [*leaves, weight])]
+    angles = torch.outer(torch.arange(150), torch.linspace(0.01, 1.0, 32))
+    z = flagattn.batch_invariant_linear(flagattn.apply_rotary(y, angles.cos(), angles.sin()), torch.eye(64)[:40])
+    targets = torch.arange(2 * 150 * 6).view(2, 150, 6) % 40
+    losses = flagattn.cross_entropy(z, targets) + flagattn.linear_cross_entropy(z, torch.eye(70)[:, :40], targets % 70)
+    gradients = torch.autograd.grad(y.sum() + lse.sum() + losses, [*leaves, weight])
+    return [out.detach(), lse.detach(), losses.detach(), *gradients, *without_gradients(*leaves)]
+
+
+@torch.no_grad()
+def without_gradients(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """Decoding with an append, masks and column sums."""
+    caches = [torch.cat([rows, torch.zeros(2, 7, 2, 64)], 1) for rows in (k, v)]
+    step, step_lse = flagattn.flash_attn_with_kvcache(
+        q[:, :2], *caches, k[:, :2], v[:, :2], cache_seqlens=300, causal=True, return_lse=True
+    )
+    near = flagattn.piecewise_attn_func(q, k, -q, k, v, 20, causal=True)
+    bhsd = [t.transpose(1, 2) for t in (q, k, v)]
+    keep = torch.arange(300) % 7 > torch.arange(150)[:, None] % 3
+    masked = flagattn.scaled_dot_product_attention(*bhsd, attn_mask=keep, enable_gqa=True)
+    _, lse = flagattn.flash_attn_func(q, k, v, return_lse=True)
+    return [step, step_lse, *caches, near, masked, flagattn.attention_column_sums(q, k, lse)]
 
 
 def assert_same(ours: list[Tensor], expected: list[Tensor]) -> None:

@@ -26,7 +26,18 @@ SUITES = {
     "attention": ["tests/attention/test_attention_oracle.py", "-k", "float32 or layouts or packed or 59 or gqa"],
     "edges": ["tests/attention/test_attention_edges.py", "tests/torch", "tests/robustness/test_layouts.py"],
     "masks": ["tests/attention/test_masks.py", "-k", "not opcheck and not compil and not checkpoint"],
-    "fused ops": ["tests/norm", "tests/activation", "tests/rotary", "-k", "not opcheck and not compile"],
+    "caches": [
+        "tests/attention/test_kvcache.py",
+        "tests/attention/test_kvcache_append.py",
+        "tests/attention/test_kvcache_properties.py",
+        "tests/attention/test_varlen_pages.py",
+        "-k",
+        "not opcheck and not compile",
+    ],
+    "fused ops": [
+        *("tests/norm", "tests/activation", "tests/rotary", "tests/linear"),
+        *("-k", "not opcheck and not compile"),
+    ],
 }
 
 
