@@ -111,10 +111,17 @@ def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | No
         raise RuntimeError("inplace is True, but x requires gradient; rotate it out of place, or under torch.no_grad()")
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         raise ValueError(f"inplace is True, but x has strides {x.stride()}; its last dimension must be contiguous")
-    if torch.compiler.is_compiling():
-        # Inductor may let an op write into the wrong one of two views of a tensor (torch 2.13); copies it keeps apart.
-        return x.copy_(_ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, False))
-    _ops.apply_rotary_(x, cos, sin, positions, interleaved, False)
+    return write_rotated(x, cos, sin, positions, interleaved, False)
+
+
+def write_rotated(
+    x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, interleaved: bool, conjugate: bool
+) -> Tensor:
+    """Overwrites x, of any strides, with its rotation and returns it; other arguments as the op takes them."""
+    # Inductor may let an op write into the wrong one of two views of a tensor (torch 2.13); copies keep most apart.
+    if torch.compiler.is_compiling() or (x.stride(-1) != 1 and x.shape[-1] > 1):
+        return x.copy_(_ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, conjugate))
+    _ops.apply_rotary_(x, cos, sin, positions, interleaved, conjugate)
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)  # so that a graph that saved x notices
     return x

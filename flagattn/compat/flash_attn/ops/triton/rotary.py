@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flagattn._checks import rows_contiguous
+from flagattn.rotary import write_rotated
 
 _ops: Any = torch.ops.flagattn
 
@@ -49,12 +50,7 @@ def apply_rotary(
         )
     if not inplace:
         return _ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, conjugate)
-    # Inductor may let an op write into the wrong one of two views of a tensor (torch 2.13); copies it keeps apart.
-    if x.stride(-1) == 1 and not torch.compiler.is_compiling():
-        _ops.apply_rotary_(x, cos, sin, positions, interleaved, conjugate)
-    else:
-        x.copy_(_ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, conjugate))
-    return x
+    return write_rotated(x, cos, sin, positions, interleaved, conjugate)
 
 
 def _packed_positions(x: Tensor, cu_seqlens: Tensor, offsets: int | Tensor) -> Tensor:
