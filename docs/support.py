@@ -148,9 +148,7 @@ def _cuda_cell(op: str, direction: str) -> str:
     """The kernels pad head dims up to their own, so the widest one is the limit."""
     over_cache = op.endswith("kvcache")
     instances = cuda_instances("decode" if over_cache and direction == "forward" else direction)
-    if (over_cache and direction == "backward") or (op.startswith("piecewise") and direction == "backward"):
-        return "no"
-    if not instances:
+    if (over_cache and direction == "backward") or not instances:
         return "no"
     return f"{', '.join(instances[max(instances)])}; 1..{max(instances)}"
 

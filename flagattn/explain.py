@@ -189,6 +189,8 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
             explanation.details["forward"] = (
                 _cuda_decode(head_dim, q, k, arguments) if over_cache else _cuda_forward(head_dim, name, arguments)
             )
+            if not over_cache:
+                explanation.details["backward"] = _cuda_backward(head_dim, arguments)
         return explanation
 
     packing: list[Tensor] = []
@@ -269,6 +271,26 @@ def _cuda_forward(head_dim: int, name: str, arguments: dict[str, Any]) -> str:
         text += f"; {', '.join(terms)} joined to every score"
     if name in _PIECEWISE:
         text += "; near keys first, then far ones, and tiles on the border in both"
+    return text
+
+
+def _cuda_backward(head_dim: int, arguments: dict[str, Any]) -> str:
+    """As csrc/attention/cuda/sm80/backward_heuristics.h chooses."""
+    terms = [term for term in ("attn_mask", "alibi_slopes", "dropout_p") if _is_given(arguments.get(term))]
+    widths = (64, 128, 256) if terms else (64, 96, 128, 192, 256)
+    width = next((width for width in widths if head_dim <= width), None)
+    if width is None:
+        return f"none: the head dimension is {head_dim}, and the kernels take up to 256"
+    keys = 64 if width > 128 else 128
+    rows = 128 if width == 64 and not terms else 64
+    text = (
+        f"blocks of {keys} keys of a key/value head against tiles of {rows} query rows, columns padded to {width}; "
+        "dq added up in the order of the key tiles; a block takes more shared memory than GPUs of compute capability 8.6, "
+        "8.9 and 12 have"
+    )
+    mask = arguments.get("attn_mask")
+    if mask is not None and mask.dtype is not torch.bool:
+        text += "; the gradient of attn_mask is a pass of its own"
     return text
 
 
@@ -358,11 +380,6 @@ def _on_device(name: str, cpu_source: str, operand: Tensor) -> Explanation:
             name,
             "csrc/attention/cuda/sm80",
             f"the operands are on {operand.device}; built for {', '.join(info.cuda_archs) or 'no architecture'}",
-            details={
-                "backward": "none on CUDA: it raises"
-                if name in _PIECEWISE or name in _CACHED
-                else "csrc/attention/cuda/sm80, 128 keys a block, dq added up in the order of the key tiles"
-            },
             others={"CPU": "kernels never move operands between devices"},
         )
     if device == "cuda" and name in _CUDA_SOURCES:

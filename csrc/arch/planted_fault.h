@@ -30,6 +30,7 @@ enum class Fault {
   kMissingScoresBarrier,
   kUnclampedOffsets,  // and in the forward
   kWrongOrder,
+  kMissingReleaseBarrier,
 };
 
 #if defined(FLAGATTN_PLANT_FAULTS)

@@ -1,4 +1,4 @@
-// The attention ops on CUDA: check, allocate, fill params, launch on torch's stream. What has no CUDA kernel says so.
+// The attention forward ops on CUDA: check, allocate, fill params, launch on torch's stream.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -47,18 +47,10 @@ std::tuple<Tensor, Tensor> piecewise_forward(const Tensor& q1, const Tensor& k1,
                       ScoreArgs{.sinks = pointer_to(sinks)}});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> piecewise_backward(
-    const Tensor&, const std::optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-    const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t,
-    int64_t, int64_t, double, int64_t, int64_t, double, const std::optional<Tensor>&) {
-  fail("piecewise_backward", "dout is on a CUDA device; its backward runs on the CPU only so far.");
-}
-
 }  // namespace
 }  // namespace flagattn
 
 STABLE_TORCH_LIBRARY_IMPL(flagattn, CUDA, m) {
   m.impl("attention_forward", TORCH_BOX(&flagattn::attention_forward));
   m.impl("piecewise_forward", TORCH_BOX(&flagattn::piecewise_forward));
-  m.impl("piecewise_backward", TORCH_BOX(&flagattn::piecewise_backward));
 }

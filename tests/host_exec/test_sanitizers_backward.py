@@ -11,6 +11,9 @@ PROBLEMS = (
     "dtype=fp16 head_dim=128 heads_q=2 heads_k=2 lengths=131:150",
     "dtype=fp16 head_dim=64 heads_q=4 heads_k=2 lengths=130:190,65:65,0:5,7:0,90:33 packed=1 right=0",
     "dtype=bf16 head_dim=80 head_dim_v=40 heads_q=2 heads_k=2 lengths=129:300 left=140 right=3 softcap=5",
+    "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=130:190,65:65 packed=1 right=0 threshold=40",
+    "dtype=bf16 head_dim=40 heads_q=2 heads_k=1 lengths=70:150,70:150 right=3 softcap=5 terms=1",
+    "dtype=fp16 head_dim=256 heads_q=2 heads_k=1 lengths=70:130 right=0",
 )
 
 
@@ -27,6 +30,8 @@ def test_no_report(build: str, problem: str, schedule: str) -> None:
 # Fault -> the builds that must catch it, with what they say.
 FAULTS = {
     "missing_barrier": {"tsan": "data race"},
+    "missing_part_barrier": {"tsan": "data race"},
+    "missing_release_barrier": {"tsan": "data race"},
     "missing_scores_barrier": {"tsan": "data race"},
     "missing_copy_wait": {"plain": "without having waited for its cp.async", "tsan": "data race"},
     "early_slot_release": {"tsan": "data race"},
@@ -43,12 +48,14 @@ FAULTS = {
 BETWEEN_BLOCKS = ("missing_global_wait", "missing_warp_sync")
 # Blocks start in order, and a GPU may hold one at a time: a block that waits for a later one waits forever.
 OF_THE_FAULTS = "dtype=bf16 head_dim=64 heads_q=4 lengths=100:190,5:0 packed=1 right=0 resident=1"
+ALSO = {"missing_part_barrier": "threshold=50", "missing_release_barrier": "head_dim=256"}
 
 
 @pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, builds in FAULTS.items() for build in builds])
 def test_planted_fault_is_caught(fault: str, build: str) -> None:
     resident = "resident=0 workers=2 seed=1" if fault in BETWEEN_BLOCKS else ""
-    done = run_program("run_backward", build, *OF_THE_FAULTS.split(), *resident.split(), f"fault={fault}")
+    own = f"{resident} {ALSO.get(fault, '')} fault={fault}".split()
+    done = run_program("run_backward", build, *OF_THE_FAULTS.split(), *own)
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
     assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
     if build != "plain" and fault not in BETWEEN_BLOCKS:

@@ -13,7 +13,7 @@ namespace flagattn::sm80 {
 int64_t attention_backward_workspace(const AttentionParams& params);
 
 // Enqueues the kernels on `stream`; says in one sentence what they cannot do. bf16 and fp16, head dims that are
-// multiples of 8 up to 128, every operand on 16-byte borders; masks are windows.
+// multiples of 8 up to 256, every operand on 16-byte borders.
 Status run_attention_backward(const AttentionBackwardParams& params, Stream stream);
 
 }  // namespace flagattn::sm80

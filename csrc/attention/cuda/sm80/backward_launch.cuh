@@ -7,13 +7,13 @@
 
 namespace flagattn::sm80 {
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kTerms>
 Status launch_attention_backward(const AttentionBackwardParams& params, const BackwardWorkspace& workspace,
                                  Stream stream) {
-  using Traits = BackwardTraits<Element, kHeadDim>;
+  using Traits = BackwardTraits<Element, kHeadDim, kTerms>;
   const AttentionParams& forward = params.forward;
   const BackwardArguments arguments{params, backward_schedule(forward, Traits::kBlockN), workspace,
-                                    GradientScale::of(forward.softmax_scale, forward.softcap)};
+                                    GradientScale::of(forward.softmax_scale, forward.softcap, kTerms)};
   return ptx::launch<BackwardStorage<Traits>>(attention_backward_kernel<Traits>, arguments.schedule.blocks(),
                                               Traits::kThreads, stream, arguments);
 }

@@ -11,11 +11,11 @@ namespace flagattn::sm80 {
 enum class Depth { kAlongRows, kAcrossRows };
 
 // A warp's part of a tile with kWidth columns, as an operand: what the lane's matrix loads start from. The same part of
-// several tiles differs by constants, so that one register serves them all.
-template <Depth kDepthValue, int kWidthValue>
+// several tiles differs by constants, so that one register serves them all. Across rows, the 16 x 16 tiles of the other
+// dimension lie kStride of them apart.
+template <Depth kDepthValue, int kWidth, int kStride>
 struct Operand {
   static constexpr Depth kDepth = kDepthValue;
-  static constexpr int kWidth = kWidthValue;
   ptx::SharedAddress address;
   uint32_t tile_offset = 0;
 
@@ -26,29 +26,38 @@ struct Operand {
   FLAGATTN_DEVICE ptx::SharedAddress at(int step, int tile) const {
     constexpr uint32_t kSixteenRows = 16 * kWidth * 2;
     if constexpr (kDepth == Depth::kAlongRows) return moved(step) + (tile_offset + tile * kSixteenRows);
-    return moved(tile) + (tile_offset + step * kSixteenRows);
+    return moved(tile * kStride) + (tile_offset + step * kSixteenRows);
   }
 
-  // By pairs of chunks within the rows. One XOR instead of a register per pair: tiles start at multiples of 1024, and
-  // the warp's first chunk at a multiple of those it takes.
-  FLAGATTN_DEVICE ptx::SharedAddress moved(int pairs) const { return address ^ static_cast<uint32_t>(pairs << 5); }
+  // By pairs of chunks within the rows: an XOR inside a swizzled group, which few registers hold all of, and a constant
+  // from group to group. The warp's first chunk is even, or odd, and none before it in its group is asked for.
+  FLAGATTN_DEVICE ptx::SharedAddress moved(int pairs) const {
+    constexpr int kPairs = kSwizzledChunks<kWidth> / 2;
+    return (address ^ static_cast<uint32_t>(pairs % kPairs << 5)) + static_cast<uint32_t>(pairs / kPairs * kPairs * 32);
+  }
 };
 
 // The left operand from row `first` of the product on; `first` is a multiple of what the warp takes. `base` is where
 // shared memory begins.
 template <Depth kDepth, int kWidth>
-FLAGATTN_DEVICE Operand<kDepth, kWidth> left_operand(ptx::SharedAddress base, int first, int lane) {
+FLAGATTN_DEVICE Operand<kDepth, kWidth, 1> left_operand(ptx::SharedAddress base, int first, int lane) {
   if constexpr (kDepth == Depth::kAlongRows) return {base + chunk_offset<kWidth>(first + lane % 16, lane / 16)};
   return {base + chunk_offset<kWidth>(lane % 8 + lane / 16 * 8, first / 8 + lane / 8 % 2)};
 }
 
-// The right operand from column `first` of the product on.
-template <Depth kDepth, int kWidth>
-FLAGATTN_DEVICE Operand<kDepth, kWidth> right_operand(ptx::SharedAddress base, int first, int lane) {
-  if constexpr (kDepth == Depth::kAcrossRows) return {base + chunk_offset<kWidth>(lane % 16, first / 8 + lane / 16)};
+// The right operand whose columns lie along rows, from column `first` of the product on.
+template <int kWidth>
+FLAGATTN_DEVICE Operand<Depth::kAlongRows, kWidth, 1> right_rows(ptx::SharedAddress base, int first, int lane) {
   const int row = first + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
   if (planted(Fault::kWrongSwizzle)) return {base + static_cast<uint32_t>(row * kWidth * 2 + chunk * 16)};
   return {base + chunk_offset<kWidth>(row, chunk)};
+}
+
+// The right operand whose columns lie across rows: groups of 16 of them, from group `first` on every kStride-th.
+template <int kWidth, int kStride>
+FLAGATTN_DEVICE Operand<Depth::kAcrossRows, kWidth, kStride> right_columns(ptx::SharedAddress base, int first,
+                                                                           int lane) {
+  return {base + chunk_offset<kWidth>(lane % 16, 2 * first + lane / 16)};
 }
 
 // sums += left right, over a depth of 16 kSteps.

@@ -1,5 +1,6 @@
 // What the backward needs to know of every query row before it starts: delta = rowsum(dO O) - dLSE, and the LSE in
-// units of the exponent. Also clears what no block of the main kernel writes.
+// units of the exponent. Also finds the row's share of its sink's gradient, and clears what no block of the main kernel
+// writes.
 #pragma once
 
 #include <cmath>
@@ -18,7 +19,6 @@ struct BackwardRowsArguments {
   AttentionBackwardParams params;
   RowsSchedule schedule;
   BackwardWorkspace workspace;
-  int block_n;  // of the main kernel
 };
 
 struct BackwardRowsTraits {
@@ -72,15 +72,27 @@ attention_backward_rows_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardRowsArguments ar
   const auto work = arguments.schedule.work_of(ptx::block_index());
   const bool packed = p.is_packed();
 
+  // Nobody has added to dK and dV yet.
+  const int64_t counters = workspace.key_gradients * workspace.warps;
+  for (int64_t i = int64_t{ptx::block_index()} * Traits::kThreads + ptx::thread_index(); i < counters;
+       i += arguments.schedule.blocks() * Traits::kThreads) {
+    ptx::store_global(workspace.key_turns + i, uint32_t{0});
+  }
+
   // Rows behind the last sequence of packed operands have the gradient 0.
   const int group = static_cast<int>(p.heads_q / p.heads_k);
   if (work.sequence == p.batch) {
     const int share = work.query_tile, shares = arguments.schedule.query_tiles;
-    clear_rows_behind<Element>(b.dq, p.head_dim, work.head, p.cu_seqlens_q[p.batch], p.total_q, share, shares);
+    const int32_t end_q = p.cu_seqlens_q[p.batch], end_k = p.cu_seqlens_k[p.batch];
+    for (int part = 0; part < workspace.parts; ++part) {
+      clear_rows_behind<Element>(part == 0 ? b.dq : b.dq2, p.head_dim, work.head, end_q, p.total_q, share, shares);
+    }
     if (work.head % group == 0) {
-      const int32_t end = p.cu_seqlens_k[p.batch];
-      clear_rows_behind<Element>(b.dk, p.head_dim, work.head / group, end, p.total_k, share, shares);
-      clear_rows_behind<Element>(b.dv, p.head_dim_v, work.head / group, end, p.total_k, share, shares);
+      for (int part = 0; part < workspace.parts; ++part) {
+        clear_rows_behind<Element>(part == 0 ? b.dk : b.dk2, p.head_dim, work.head / group, end_k, p.total_k, share,
+                                   shares);
+      }
+      clear_rows_behind<Element>(b.dv, p.head_dim_v, work.head / group, end_k, p.total_k, share, shares);
     }
     return;
   }
@@ -91,15 +103,19 @@ attention_backward_rows_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardRowsArguments ar
   const int first_row = work.query_tile * workspace.block_m;
   if (first_row >= rows.length) return;
   const int64_t tile = workspace.tile_of(packed, work.sequence, rows.first, work.head, work.query_tile);
-  if (ptx::thread_index() < workspace.warps) {
-    ptx::store_global(workspace.turns + workspace.turns_of(tile) + ptx::thread_index(), uint32_t{0});
-  }
-  const VisibleBand band(MaskShape{rows.length, k_rows.length, p.mask});
-  const TileRange key_tiles = band.key_tiles(work.query_tile, workspace.block_m, arguments.block_n);
-  if (key_tiles.end <= key_tiles.first) {
-    const auto dq = head_rows<Element>(b.dq, packed, work.sequence, rows, work.head, p.head_dim);
-    clear_rows(dq.data, dq.row_stride, p.head_dim, first_row,
-               first_row + workspace.block_m < rows.length ? first_row + workspace.block_m : rows.length);
+  for (int part = 0; part < workspace.parts; ++part) {
+    if (ptx::thread_index() < workspace.warps) {
+      ptx::store_global(workspace.turns + workspace.turns_of(tile, part) + ptx::thread_index(), uint32_t{0});
+    }
+    const KeyPart keys = part == 1 ? KeyPart::kFar : p.is_piecewise() ? KeyPart::kNear : KeyPart::kAll;
+    const VisibleBand band(PartShape{{rows.length, k_rows.length, p.mask}, keys, p.dist_threshold});
+    const TileRange key_tiles = band.key_tiles(work.query_tile, workspace.block_m, workspace.block_n);
+    if (key_tiles.end <= key_tiles.first) {
+      const HeadsView& view = part == 0 ? b.dq : b.dq2;
+      const auto dq = head_rows<Element>(view, packed, work.sequence, rows, work.head, p.head_dim);
+      clear_rows(dq.data, dq.row_stride, p.head_dim, first_row,
+                 first_row + workspace.block_m < rows.length ? first_row + workspace.block_m : rows.length);
+    }
   }
 
   // Two rows per warp at a time. Rows that take no gradient are not read.
@@ -107,7 +123,7 @@ attention_backward_rows_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardRowsArguments ar
   const auto out = head_rows<const Element>(p.out, packed, work.sequence, rows, work.head, p.head_dim_v);
   const auto statistic = [&](const RowsView& view, int row) {
     const int64_t first = packed ? rows.first : work.sequence * view.batch_stride;
-    return ptx::load_global(view.data + work.head * view.head_stride + first + row);
+    return view.data + work.head * view.head_stride + first + row;
   };
   const int lane_in_row = ptx::thread_index() % Traits::kLanesPerRow;
   float* statistics = workspace.statistics + workspace.statistics_of(tile);
@@ -115,7 +131,7 @@ attention_backward_rows_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardRowsArguments ar
        row += Traits::kThreads / Traits::kLanesPerRow) {
     const int sequence_row = first_row + row;
     const bool exists = sequence_row < rows.length;
-    const float lse = exists ? statistic(p.lse, sequence_row) : -INFINITY;
+    const float lse = exists ? ptx::load_global(statistic(p.lse, sequence_row)) : -INFINITY;
     const bool takes_gradient = lse != -INFINITY;
     float sum = 0.0f;
     if (takes_gradient) {
@@ -127,7 +143,13 @@ attention_backward_rows_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardRowsArguments ar
     FLAGATTN_UNROLL_ALL
     for (int distance = 1; distance < Traits::kLanesPerRow; distance *= 2) sum += ptx::shuffle_xor(sum, distance);
     if (lane_in_row == 0) {
-      if (takes_gradient && b.dlse.data != nullptr) sum -= statistic(b.dlse, sequence_row);
+      if (takes_gradient && b.dlse.data != nullptr) sum -= ptx::load_global(statistic(b.dlse, sequence_row));
+      // A sink is a key of weight exp(sink - lse) whose dP is 0, since its value is.
+      if (exists && p.sinks != nullptr) {
+        const float exponent = (ptx::load_global(p.sinks + work.head) - lse) * kLog2E;
+        ptx::store_global(statistic(b.dsink_shares, sequence_row),
+                          takes_gradient ? -ptx::exp2_approx(exponent) * sum : 0.0f);
+      }
       ptx::store_global(statistics + row, takes_gradient ? lse * kLog2E : INFINITY);
       ptx::store_global(statistics + workspace.block_m + row, takes_gradient ? sum : 0.0f);
     }

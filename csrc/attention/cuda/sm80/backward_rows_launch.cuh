@@ -9,8 +9,7 @@ namespace flagattn::sm80 {
 template <typename Element>
 Status launch_attention_backward_rows(const AttentionBackwardParams& params, const BackwardWorkspace& workspace,
                                       Stream stream) {
-  const BackwardRowsArguments arguments{params, rows_schedule(params.forward, workspace.block_m), workspace,
-                                        backward_tile(workspace.kernel_head_dim).block_n};
+  const BackwardRowsArguments arguments{params, rows_schedule(params.forward, workspace.block_m), workspace};
   return ptx::launch<BackwardRowsTraits::SharedStorage>(attention_backward_rows_kernel<Element>,
                                                         arguments.schedule.blocks(), BackwardRowsTraits::kThreads,
                                                         stream, arguments);

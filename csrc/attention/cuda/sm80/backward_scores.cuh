@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "arch/ptx/convert.cuh"
 #include "arch/ptx/copy.cuh"
 #include "arch/ptx/math.cuh"
 #include "attention/cuda/sm80/backward_traits.cuh"
@@ -12,28 +13,29 @@
 namespace flagattn::sm80 {
 
 // How a product q . k becomes the exponent of two of its weight: exponent_scale * transform(q . k) - lse log2(e), where
-// the transform is tanh(input_scale q . k) with a soft cap and nothing without.
+// the transform is tanh(input_scale q . k) with a soft cap and nothing without. Terms are in the exponent's own unit,
+// as in ScoreScale: exponent_scale * (term_unit * transform(q . k) + term) - lse log2(e).
 struct GradientScale {
   float exponent_scale;
-  float inverse_exponent_scale;
   bool caps;
   float input_scale;
   float output_scale;  // of dQ and dK
+  float term_unit;
 
-  static GradientScale of(float softmax_scale, float softcap) {
-    const float unit = softcap > 0.0f ? softcap : softmax_scale;
-    return {unit * kLog2E, 1.0f / (unit * kLog2E), softcap > 0.0f, softmax_scale / unit, softmax_scale};
+  static GradientScale of(float softmax_scale, float softcap, bool has_terms) {
+    const float unit = softcap > 0.0f ? softcap : softmax_scale, joined = has_terms ? 1.0f : unit;
+    return {joined * kLog2E, softcap > 0.0f, softmax_scale / unit, softmax_scale, unit};
   }
 };
 
 // Where a thread's elements lie in the tiles of weights and of score gradients.
 template <typename Traits>
-struct ScorePlace {
+struct ThreadScores {
   int row;  // in the tile: of the thread's first element
   int key;
   ptx::SharedAddress address;  // of it in a tile that begins where shared memory does
 
-  FLAGATTN_DEVICE ScorePlace(ptx::SharedAddress base, const WarpParts<Traits>& warp)
+  FLAGATTN_DEVICE ThreadScores(ptx::SharedAddress base, const WarpParts<Traits>& warp)
       : row(warp.query_row + warp.lane / 4),
         key(warp.key + warp.lane % 4 * 2),
         address(base + chunk_offset<Traits::kBlockN>(row, key / 8) + key % 8 * 2) {}
@@ -71,24 +73,40 @@ FLAGATTN_DEVICE void for_each_pair(Body&& body) {
   }
 }
 
+// Scores times `input_scale` become their tanh. The slopes, 1 - tanh^2, wait as fp16 where the gradients of the same
+// scores will be, which only the thread itself touches until then: no register is free to keep them.
+template <typename Traits>
+FLAGATTN_DEVICE void cap_scores(typename Traits::Scores& scores, float input_scale, const ThreadScores<Traits>& place) {
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    float* pair = &scores[i][j][2 * h];
+    FLAGATTN_UNROLL_ALL
+    for (int e = 0; e < 2; ++e) {
+      const float power = ptx::exp2_approx(pair[e] * input_scale * (2.0f * kLog2E));
+      pair[e] = 1.0f - 2.0f * ptx::reciprocal_approx(power + 1.0f);
+    }
+    ptx::store_shared(place.pair_at(Traits::kDscores, i, h, j),
+                      ptx::pack<Float16>(std::fma(-pair[0], pair[0], 1.0f), std::fma(-pair[1], pair[1], 1.0f)));
+  });
+}
+
+template <typename Traits>
+FLAGATTN_DEVICE void multiply_by_slopes(typename Traits::Scores& dweights, const ThreadScores<Traits>& place) {
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    const auto slopes = ptx::unpack<Float16>(ptx::load_shared<uint32_t>(place.pair_at(Traits::kDscores, i, h, j)));
+    dweights[i][j][2 * h] *= slopes.low;
+    dweights[i][j][2 * h + 1] *= slopes.high;
+  });
+}
+
 // scores become exponents.
 template <typename Traits>
 FLAGATTN_DEVICE void find_exponents(typename Traits::Scores& scores, ptx::SharedAddress lse_values,
-                                    const GradientScale& scale, const ScorePlace<Traits>& place) {
-  if (scale.caps) {
-    for_each_pair<Traits>([&](int i, int j, int h) {
-      FLAGATTN_UNROLL_ALL
-      for (int e = 2 * h; e < 2 * h + 2; ++e) {
-        const float power = ptx::exp2_approx(scores[i][j][e] * scale.input_scale * (2.0f * kLog2E));
-        scores[i][j][e] = 1.0f - 2.0f * ptx::reciprocal_approx(power + 1.0f);
-      }
-    });
-  }
+                                    float exponent_scale, const ThreadScores<Traits>& place) {
   const RowValues<Traits> lse(lse_values, place.row);
   for_each_pair<Traits>([&](int i, int j, int h) {
     FLAGATTN_UNROLL_ALL
     for (int e = 2 * h; e < 2 * h + 2; ++e) {
-      scores[i][j][e] = std::fma(scores[i][j][e], scale.exponent_scale, -lse.of[i][h]);
+      scores[i][j][e] = std::fma(scores[i][j][e], exponent_scale, -lse.of[i][h]);
     }
   });
 }
@@ -96,7 +114,7 @@ FLAGATTN_DEVICE void find_exponents(typename Traits::Scores& scores, ptx::Shared
 // Exponents of keys that a row does not see become -inf. The tile begins at row `first_row` and key `first_key`.
 template <typename Traits>
 FLAGATTN_DEVICE void hide_keys(typename Traits::Scores& exponents, const VisibleBand& band,
-                               const ScorePlace<Traits>& place, int first_row, int first_key) {
+                               const ThreadScores<Traits>& place, int first_row, int first_key) {
   const int thread_diagonal = first_key + place.key - first_row - place.row;
   const int first_diagonal = band.first_diagonal - thread_diagonal;
   const int end_diagonal = band.end_diagonal + (planted(Fault::kWrongMaskEdge) ? 1 : 0) - thread_diagonal;
@@ -111,47 +129,33 @@ FLAGATTN_DEVICE void hide_keys(typename Traits::Scores& exponents, const Visible
   });
 }
 
-// Exponents become weights: rounded to shared memory, and in registers times the slope of the soft cap, 1 - tanh^2.
+// Exponents become weights, and go to shared memory rounded.
 template <typename Traits>
-FLAGATTN_DEVICE void store_weights(typename Traits::Scores& exponents, ptx::SharedAddress lse_values,
-                                   const GradientScale& scale, const ScorePlace<Traits>& place) {
-  const auto store = [&](int i, int j, int h) {
+FLAGATTN_DEVICE void store_weights(typename Traits::Scores& exponents, const ThreadScores<Traits>& place) {
+  for_each_pair<Traits>([&](int i, int j, int h) {
     float* pair = &exponents[i][j][2 * h];
     pair[0] = ptx::exp2_approx(pair[0]);
     pair[1] = ptx::exp2_approx(pair[1]);
     ptx::store_shared(place.pair_at(Traits::kWeights, i, h, j), ptx::pack<typename Traits::Element>(pair[0], pair[1]));
-  };
-  if (!scale.caps) return for_each_pair<Traits>(store);
-  const RowValues<Traits> lse(lse_values, place.row);
-  for_each_pair<Traits>([&](int i, int j, int h) {
-    float* pair = &exponents[i][j][2 * h];
-    float slopes[2];
-    FLAGATTN_UNROLL_ALL
-    for (int e = 0; e < 2; ++e) {
-      const float capped = (pair[e] + lse.of[i][h]) * scale.inverse_exponent_scale;
-      slopes[e] = std::fmax(std::fma(-capped, capped, 1.0f), 0.0f);  // hidden keys: -inf
-    }
-    store(i, j, h);
-    pair[0] *= slopes[0];
-    pair[1] *= slopes[1];
   });
 }
 
-// The gradients of the weights start at -delta: what their products add up to is then dP - delta.
+// The gradients of the weights start at -delta: what their products add up to is then dP - delta. With `factor` 0 they
+// start at zero.
 template <typename Traits>
 FLAGATTN_DEVICE void start_from_deltas(typename Traits::Scores& dweights, ptx::SharedAddress deltas,
-                                       const ScorePlace<Traits>& place) {
+                                       const ThreadScores<Traits>& place, float factor = -1.0f) {
   const RowValues<Traits> delta(deltas, place.row);
   for_each_pair<Traits>([&](int i, int j, int h) {
-    dweights[i][j][2 * h] = -delta.of[i][h];
-    dweights[i][j][2 * h + 1] = -delta.of[i][h];
+    dweights[i][j][2 * h] = factor * delta.of[i][h];
+    dweights[i][j][2 * h + 1] = factor * delta.of[i][h];
   });
 }
 
-// The gradients of the scores, rounded to shared memory: weight times slope times (dP - delta).
+// The gradients of the scores, rounded to shared memory.
 template <typename Traits>
 FLAGATTN_DEVICE void store_dscores(const typename Traits::Scores& weights, const typename Traits::Scores& dweights,
-                                   const ScorePlace<Traits>& place) {
+                                   const ThreadScores<Traits>& place) {
   for_each_pair<Traits>([&](int i, int j, int h) {
     const float *weight = &weights[i][j][2 * h], *dweight = &dweights[i][j][2 * h];
     ptx::store_shared(place.pair_at(Traits::kDscores, i, h, j),

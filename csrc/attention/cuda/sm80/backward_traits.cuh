@@ -8,30 +8,36 @@
 
 namespace flagattn::sm80 {
 
-template <typename ElementType, int kHeadDimension>
+template <typename ElementType, int kHeadDimension, bool kHasTerms = false,
+          BackwardTile kTileSizes = backward_tile(kHeadDimension, kHasTerms)>
 struct BackwardTraits {
   using Element = ElementType;
   static constexpr int kHeadDim = kHeadDimension;
-  static constexpr BackwardTile kTile = backward_tile(kHeadDim);
+  static constexpr bool kTerms = kHasTerms;  // masks, biases, ALiBi or dropout may join the scores
+  static constexpr BackwardTile kTile = kTileSizes;
   static constexpr int kBlockM = kTile.block_m;
   static constexpr int kBlockN = kTile.block_n;
+  static constexpr int kSlots = kTile.slots;
   static constexpr int kWarps = kTile.warps;
   static constexpr int kThreads = kWarps * ptx::kWarpSize;
 
-  // A warp's part of every product has 32 rows: two row tiles, so that a fragment of the right operand serves twice.
+  // Scores and their gradients (queries x keys): warp w has rows 32 (w % kQueryWarps) and the keys that follow from
+  // w / kQueryWarps. Two row tiles a warp, so that a fragment of the right operand serves twice.
   static constexpr int kWarpRows = 32;
   static constexpr int kRowTiles = kWarpRows / 16;
   static constexpr int kRowsPerThread = 2 * kRowTiles;
-
-  // Scores and their gradients (queries x keys), and dQ (queries x columns): warp w has rows 32 (w % kQueryWarps) and
-  // the columns that follow from w / kQueryWarps.
   static constexpr int kQueryWarps = kBlockM / kWarpRows;
   static constexpr int kWarpKeys = kBlockN / (kWarps / kQueryWarps);
-  static constexpr int kWarpQueryColumns = kHeadDim / (kWarps / kQueryWarps);
 
-  // dK and dV (keys x columns).
+  // dQ (queries x columns), dK and dV (keys x columns). Columns are dealt in groups of 16, one group to each warp of a
+  // row of warps in turn, so that every warp's first group lies where an XOR reaches the others (shared_tile.cuh).
+  static constexpr int kColumnGroups = kHeadDim / 16;
+  static constexpr int kDqColumnWarps = kWarps / kQueryWarps / (kColumnGroups % (kWarps / kQueryWarps) == 0 ? 1 : 2);
+  static constexpr int kDqRowWarps = kWarps / kDqColumnWarps;
+  static constexpr int kDqRowTiles = kBlockM / 16 / kDqRowWarps;
   static constexpr int kKeyWarps = kBlockN / kWarpRows;
-  static constexpr int kWarpKeyColumns = kHeadDim / (kWarps / kKeyWarps);
+  static constexpr int kKeyColumnWarps = kWarps / kKeyWarps;
+  static_assert(kColumnGroups % kDqColumnWarps == 0 && kColumnGroups % kKeyColumnWarps == 0);
 
   struct Slot {
     Element q[kBlockM * kHeadDim];
@@ -40,10 +46,10 @@ struct BackwardTraits {
   struct Tiles {
     alignas(1024) Element k[kBlockN * kHeadDim];
     Element v[kBlockN * kHeadDim];
-    Slot slots[2];
+    Slot slots[kSlots];
     Element weights[kBlockM * kBlockN];
     Element dscores[kBlockM * kBlockN];
-    float statistics[2][2 * kBlockM];
+    float statistics[kSlots][2 * kBlockM];
   };
 
   // Where they lie, in bytes: addresses are one base and these constants.
@@ -57,28 +63,37 @@ struct BackwardTraits {
   static constexpr uint32_t kStatistics = offsetof(Tiles, statistics);
   static constexpr uint32_t kStatisticsBytes = sizeof(Tiles::statistics[0]);
 
-  // Accumulators: element [i][j][2 h + e] is row 16 i + 8 h + lane / 4, column 8 j + 2 (lane % 4) + e.
-  template <int kColumns>
-  using Accumulator = float[kRowTiles][kColumns / 8][4];
-  using Scores = Accumulator<kWarpKeys>;
-  using QueryGradients = Accumulator<kWarpQueryColumns>;
-  using KeyGradients = Accumulator<kWarpKeyColumns>;
+  // Accumulators: element [i][j][2 h + e] is row 16 i + 8 h + lane / 4, column 8 j + 2 (lane % 4) + e of the warp's.
+  using Scores = float[kRowTiles][kWarpKeys / 8][4];
+  using QueryGradients = float[kDqRowTiles][2 * kColumnGroups / kDqColumnWarps][4];
+  using KeyGradients = float[kRowTiles][2 * kColumnGroups / kKeyColumnWarps][4];
+};
+
+// A warp's scores as the forward's helpers (score_terms.cuh, dropout.cuh) see a tile.
+template <typename Traits>
+struct WarpScores {
+  static constexpr int kBlockN = Traits::kWarpKeys;
+  static constexpr int kRowTiles = Traits::kRowTiles;
+  static constexpr int kRowsPerThread = Traits::kRowsPerThread;
+  using Scores = typename Traits::Scores;
 };
 
 // Where a warp's parts begin: of scores and dQ in rows of queries, of dK and dV in rows of keys.
 template <typename Traits>
 struct WarpParts {
   int lane;
-  int query_row, key, query_column;
-  int key_row, key_column;
+  int query_row, key;
+  int dq_row, dq_group;
+  int key_row, key_group;
 
   FLAGATTN_DEVICE explicit WarpParts(int thread) : lane(thread % ptx::kWarpSize) {
     const int warp = thread / ptx::kWarpSize;
     query_row = warp % Traits::kQueryWarps * Traits::kWarpRows;
     key = warp / Traits::kQueryWarps * Traits::kWarpKeys;
-    query_column = warp / Traits::kQueryWarps * Traits::kWarpQueryColumns;
+    dq_row = warp % Traits::kDqRowWarps * Traits::kDqRowTiles * 16;
+    dq_group = warp / Traits::kDqRowWarps;
     key_row = warp % Traits::kKeyWarps * Traits::kWarpRows;
-    key_column = warp / Traits::kKeyWarps * Traits::kWarpKeyColumns;
+    key_group = warp / Traits::kKeyWarps;
   }
 };
 

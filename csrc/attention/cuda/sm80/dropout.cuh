@@ -19,9 +19,15 @@ class Dropout {
               static_cast<uint64_t>(sequence * params.heads_q + head);
   }
 
-  // Zeroes the dropped ones among the warp's weights. Four keys share a counter, and two lanes hold them: the even lane
-  // draws for the upper of their two rows, the odd one for the lower, and each tells the other.
+  // Zeroes the dropped ones among the warp's weights.
   FLAGATTN_DEVICE void drop(typename Traits::Scores& weights, int first_row, int first_key, int lane) const {
+    for_each_dropped(first_row, first_key, lane, [&](int i, int j, int e) { weights[i][j][e] = 0.0f; });
+  }
+
+  // Applies body(i, j, e) to the dropped ones' places. Four keys share a counter, and two lanes hold them: the even
+  // lane draws for the upper of their two rows, the odd one for the lower, and each tells the other.
+  template <typename Body>
+  FLAGATTN_DEVICE void for_each_dropped(int first_row, int first_key, int lane, Body&& body) const {
     const int is_odd = lane % 2;
     const auto row = static_cast<uint32_t>(first_row + lane / 4 + 8 * is_odd);
     const auto quad = static_cast<uint32_t>(first_key / 4 + lane % 4 / 2);
@@ -34,8 +40,8 @@ class Dropout {
         const uint32_t upper = (is_odd ? others : own) >> 2 * is_odd, lower = (is_odd ? own : others) >> 2 * is_odd;
         FLAGATTN_UNROLL_ALL
         for (int e = 0; e < 2; ++e) {
-          if (upper >> e & 1) weights[i][j][e] = 0.0f;
-          if (lower >> e & 1) weights[i][j][2 + e] = 0.0f;
+          if (upper >> e & 1) body(i, j, e);
+          if (lower >> e & 1) body(i, j, 2 + e);
         }
       }
     }
