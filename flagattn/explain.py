@@ -189,8 +189,8 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
             explanation.details["forward"] = (
                 _cuda_decode(head_dim, q, k, arguments) if over_cache else _cuda_forward(head_dim, name, arguments)
             )
-            if not over_cache:
-                explanation.details["backward"] = _cuda_backward(head_dim, arguments)
+            backward = "none: pages are read only" if over_cache else _cuda_backward(head_dim, arguments)
+            explanation.details.setdefault("backward", backward)
         return explanation
 
     packing: list[Tensor] = []
