@@ -115,7 +115,7 @@ attention_decode_kernel(FLAGATTN_KERNEL_ARGUMENT DecodeArguments arguments) {
     const int group = static_cast<int>(p.heads_q / p.heads_k), blocks = arguments.schedule.blocks_per_pair();
     const int thread = ptx::block_index() % blocks * Traits::kThreads + ptx::thread_index();
     for (int h = 0; h < group; ++h) {
-      clear_rows_behind<Element>(p, work.head_k * group + h, thread, blocks * Traits::kThreads);
+      clear_unwritten_rows<Element>(p, work.head_k * group + h, thread, blocks * Traits::kThreads);
     }
     return;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "arch/planted_fault.h"
+#include "attention/cuda/sm80/sequence_rows.cuh"
 #include "attention/cuda/sm80/shared_tile.cuh"
 #include "attention/cuda/sm80/softmax.cuh"
 
@@ -43,16 +44,28 @@ FLAGATTN_DEVICE void store_output(typename Traits::Output& output, const RowResu
   }
 }
 
-// Rows behind the last sequence of a packed operand: output 0, LSE -inf. As many as there may be, in strides of all
-// threads that share them.
 template <typename Element>
-FLAGATTN_DEVICE void clear_rows_behind(const AttentionParams& p, int head, int first_row, int row_step) {
-  const int64_t end = p.cu_seqlens_q[p.batch];
-  for (int64_t row = (end > 0 ? end : 0) + first_row; row < p.total_q; row += row_step) {
-    p.lse.data[head * p.lse.head_stride + row] = -INFINITY;
+FLAGATTN_DEVICE void clear_rows(const AttentionParams& p, int head, int64_t first, int64_t end, int64_t step) {
+  for (int64_t row = first; row < end; row += step) {
+    ptx::store_global(p.lse.data + head * p.lse.head_stride + row, -INFINITY);
     Element* out = static_cast<Element*>(p.out.data) + row * p.out.row_stride + head * p.out.head_stride;
     for (int column = 0; column < p.head_dim_v; column += 8) ptx::store_global_16(out + column, {});
   }
+}
+
+// Rows of a packed operand that no sequence writes: output 0, LSE -inf. Those before the first sequence and behind the
+// last are shared by `threads` threads; what sequences have beyond the longest length that the caller named falls to a
+// thread each.
+template <typename Element>
+FLAGATTN_DEVICE void clear_unwritten_rows(const AttentionParams& p, int head, int thread, int threads) {
+  for (int64_t sequence = thread; sequence < p.batch; sequence += threads) {
+    const SequenceRows rows = sequence_rows(p.cu_seqlens_q, static_cast<int>(sequence), p.seqlen_q, p.total_q);
+    const int64_t end = p.cu_seqlens_q[sequence + 1];
+    clear_rows<Element>(p, head, rows.first + rows.length, end < p.total_q ? end : p.total_q, 1);
+  }
+  const int64_t begin = p.cu_seqlens_q[0], end = p.cu_seqlens_q[p.batch];
+  clear_rows<Element>(p, head, thread, begin < p.total_q ? begin : p.total_q, threads);
+  clear_rows<Element>(p, head, (end > 0 ? end : 0) + thread, p.total_q, threads);
 }
 
 // Writes the LSE of the warp's rows; `lse` points at row 0 of the head.
@@ -62,7 +75,7 @@ FLAGATTN_DEVICE void store_log_sum_exp(const RowResults<Traits>& results, float*
   FLAGATTN_UNROLL_ALL
   for (int r = 0; r < Traits::kRowsPerThread; ++r) {
     const int row = first_row + 8 * r + lane / 4;
-    if (lane % 4 == 0 && row < rows) lse[row] = results.lse[r];
+    if (lane % 4 == 0 && row < rows) ptx::store_global(lse + row, results.lse[r]);
   }
 }
 

@@ -64,8 +64,8 @@ attention_forward_kernel(FLAGATTN_KERNEL_ARGUMENT ForwardArguments arguments) {
   const auto work = arguments.schedule.work_of(ptx::block_index());
   const bool packed = p.is_packed();
   if (work.sequence == p.batch) {
-    return clear_rows_behind<Element>(p, work.head, work.query_tile * Traits::kThreads + ptx::thread_index(),
-                                      arguments.schedule.query_tiles * Traits::kThreads);
+    return clear_unwritten_rows<Element>(p, work.head, work.query_tile * Traits::kThreads + ptx::thread_index(),
+                                         arguments.schedule.query_tiles * Traits::kThreads);
   }
   if (ptx::thread_index() == 0) shared.plan = plan_block<Traits>(p, work);
   ptx::sync_block();

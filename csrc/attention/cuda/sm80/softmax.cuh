@@ -46,14 +46,21 @@ FLAGATTN_DEVICE void for_each_score(typename Traits::Scores& scores, Body&& body
   }
 }
 
-// The softmax's argument where it is not simply a multiple of q . k; tanh(x) = 1 - 2 / (e^2x + 1) stays within 2e-7.
+// 1 - 2 / (e^2x + 1), within 2e-7; by its Taylor polynomial near 0, where that difference would cancel (arch/simd.h).
+FLAGATTN_DEVICE float tanh_approx(float x) {
+  const float far = 1.0f - 2.0f * ptx::reciprocal_approx(ptx::exp2_approx(x * (2.0f * kLog2E)) + 1.0f);
+  const float x2 = x * x;
+  float p = std::fma(62.0f / 2835.0f, x2, -17.0f / 315.0f);
+  p = std::fma(p, x2, 2.0f / 15.0f);
+  p = std::fma(p, x2, -1.0f / 3.0f);
+  return std::fabs(x) < 0.3f ? std::fma(x * x2, p, x) : far;
+}
+
+// The softmax's argument where it is not simply a multiple of q . k.
 template <typename Traits>
 FLAGATTN_DEVICE void transform_scores(typename Traits::Scores& scores, const ScoreScale& scale) {
   if (scale.caps) {
-    for_each_score<Traits>(scores, [&](float& score, int, int) {
-      const float e = ptx::exp2_approx(score * scale.input_scale * (2.0f * kLog2E));
-      score = 1.0f - 2.0f * ptx::reciprocal_approx(e + 1.0f);
-    });
+    for_each_score<Traits>(scores, [&](float& score, int, int) { score = tanh_approx(score * scale.input_scale); });
   } else {
     for_each_score<Traits>(scores, [&](float& score, int, int) { score *= scale.input_scale; });
   }
