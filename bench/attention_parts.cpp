@@ -51,7 +51,7 @@ void exponentials(float* data, int64_t dim, int64_t times) {
   for (float& maximum : statistics.maximum) maximum = 1.0f;
   F32 partial[2][kNV];
   clear(partial);
-  for (; times > 0; --times) weigh_run<kNV>(statistics, kWholeTile, F32::set1(1.0f), panel.scores, partial);
+  for (; times > 0; --times) weigh_run<kNV>(statistics, kWholeTile, 1.0f, panel.scores, partial);
   partial[0][0].store(panel.outputs);
 }
 
@@ -59,6 +59,9 @@ void outputs(float* data, int64_t dim, int64_t times) {
   const Panel panel(data, dim);
   const ValueTile values{panel.values, strip_stride(kCpuKeyTile), static_cast<int32_t>(kCpuKeyTile), dim};
   const F32 rescale[kNV] = {F32::set1(0.5f), F32::set1(0.5f), F32::set1(0.5f)};
-  for (; times > 0; --times) add_whole_tile<kNV>(values, kWholeTile, panel.scores, rescale, panel.outputs);
+  RowList ahead;
+  for (; times > 0; --times) {
+    add_whole_tile<kNV, false>(values, kWholeTile, panel.scores, rescale, panel.outputs, ahead);
+  }
 }
 }

@@ -42,39 +42,53 @@ inline constexpr float kExp2Coefficients[] = {1.326472731e-03f, 9.671512991e-03f
                                               2.402224243e-01f, 6.931470037e-01f, 1.0f};
 inline constexpr int kExp2Terms = 6;
 
-// 2^(n + f) for integral n and |f| <= 1/2.
-FLAGATTN_INLINE F32 exp2_of_parts(F32 n, F32 f) {
+// 2^f for |f| <= 1/2.
+FLAGATTN_INLINE F32 exp2_near_zero(F32 f) {
   F32 p = F32::set1(kExp2Coefficients[0]);
   FLAGATTN_UNROLL for (int i = 1; i < kExp2Terms; ++i) p = fma(p, f, F32::set1(kExp2Coefficients[i]));
-  return scale_by_power_of_two(p, n);
+  return p;
 }
 
-// 2^x within 1.1e-7 relative; exact at integers; 0 below -126, so denormal results are flushed. NaN stays NaN.
+// A number that this is added to is rounded: its integral part, and the bias of exponents with it, is left in the
+// lowest bits, where power_of_shifted takes it from.
+inline constexpr float kExponentShift = 0x1.8p23f + 127.0f;
+
+// 2^x within 1.1e-7 relative; exact at integers; 0 below -126.5, so denormal results are flushed. NaN stays NaN.
 FLAGATTN_INLINE F32 exp2(F32 x) {
-  const F32 n = round(x);
-  return exp2_of_parts(n, x - n);
+  const F32 within = max(F32::set1(-127.0f), x);  // the second operand where x is NaN
+  const F32 shift = F32::set1(kExponentShift), shifted = within + shift;
+  return exp2_near_zero(within - (shifted - shift)) * power_of_shifted(shifted);
 }
 
-// x[i] = exp2(x[i]), step by step for all, so that the chains of several exponentials run side by side.
+// How far below their maximum scores may lie: from 126.5 / factor on they weigh nothing.
+FLAGATTN_INLINE F32 farthest_below(float factor) { return F32::set1(127.0f / factor); }
+
+// below[i] = 2^(-factor * below[i]), step by step for all, so that the chains of several exponentials run side by side.
+// Exactly 1 at 0; the product is not rounded before its integral part is taken off, where the level has a fused
+// multiply-add. `farthest` is that of the factor.
 template <int N>
-FLAGATTN_INLINE void exp2_of_all(F32 (&x)[N]) {
-  F32 n[N], p[N];
-  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) n[i] = round(x[i]);
-  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) x[i] = x[i] - n[i];
+FLAGATTN_INLINE void weights_of_all(F32 (&below)[N], F32 minus_factor, F32 farthest) {
+  const F32 shift = F32::set1(kExponentShift);
+  F32 shifted[N], p[N];
+  // The second operand where it is NaN.
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) below[i] = min(farthest, below[i]);
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) shifted[i] = fma(below[i], minus_factor, shift);
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) below[i] = fms(below[i], minus_factor, shifted[i] - shift);
   FLAGATTN_UNROLL for (int i = 0; i < N; ++i) p[i] = F32::set1(kExp2Coefficients[0]);
   FLAGATTN_UNROLL for (int term = 1; term < kExp2Terms; ++term) {
     const F32 coefficient = F32::set1(kExp2Coefficients[term]);
-    FLAGATTN_UNROLL for (int i = 0; i < N; ++i) p[i] = fma(p[i], x[i], coefficient);
+    FLAGATTN_UNROLL for (int i = 0; i < N; ++i) p[i] = fma(p[i], below[i], coefficient);
   }
-  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) x[i] = scale_by_power_of_two(p[i], n[i]);
+  FLAGATTN_UNROLL for (int i = 0; i < N; ++i) below[i] = p[i] * power_of_shifted(shifted[i]);
 }
 
 // e^x; 0 where the result would be denormal. x log2(e) is not rounded before its integral part is taken off (where the
 // level has a fused multiply-add): the error does not grow with x as that of exp2(x * log2e) does.
 FLAGATTN_INLINE F32 exp(F32 x) {
-  const F32 log2e = F32::set1(1.44269504089f);
-  const F32 n = round(x * log2e);
-  return exp2_of_parts(n, fms(x, log2e, n));
+  const F32 within = max(F32::set1(-88.0f), x);  // the second operand where x is NaN
+  const F32 log2e = F32::set1(1.44269504089f), shift = F32::set1(kExponentShift);
+  const F32 shifted = fma(within, log2e, shift);
+  return exp2_near_zero(fms(within, log2e, shifted - shift)) * power_of_shifted(shifted);
 }
 
 // tanh(x) = 1 - 2 / (e^2x + 1); by its Taylor polynomial near 0, where that difference would cancel.

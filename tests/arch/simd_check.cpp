@@ -43,6 +43,43 @@ void check_exp2() {
   expect(std::isnan(first(isa::exp2(F32::set1(NAN)))), "exp2 of NaN");
 }
 
+float weight(float below, float factor) {
+  F32 weights[] = {F32::set1(below), F32::set1(0.0f)};
+  isa::weights_of_all(weights, F32::set1(-factor), isa::farthest_below(factor));
+  expect(first(weights[1]) == 1, "the largest weight");
+  return first(weights[0]);
+}
+
+void check_weights() {
+  for (float factor : {4e-37f, 0.0123f, 0.18033688f, 1.0f, 77.7f, 3e37f}) {
+    double worst = 0;
+    for (double x = 0; x < 125.5; x += 0.0137) {
+      const float below = static_cast<float>(x / factor);
+      const double exact = std::exp2(-static_cast<double>(below) * factor);
+      // Where products are rounded (no fused multiply-add), their error is that of the exponent.
+      const double rounding = L == 4 ? x * 4.2e-8 : 0;
+      worst = std::fmax(worst, std::fabs(weight(below, factor) / exact - 1) - rounding);
+    }
+    expect(worst < 1.9e-7, "accuracy of weights");
+    for (float x : {128.0f, 1e4f, INFINITY}) expect(weight(x / factor, factor) == 0, "weights far below the maximum");
+    expect(std::isnan(weight(NAN, factor)), "the weight of NaN");
+  }
+}
+
+void check_exp() {
+  double worst = 0;
+  for (double x = -87; x <= 88; x += 0.00137) {
+    const float xf = static_cast<float>(x);
+    // log2(e) is rounded, and the product too where there is no fused multiply-add.
+    const double rounding = std::fabs(x) * (L == 4 ? 8e-8 : 1.4e-8);
+    worst =
+        std::fmax(worst, std::fabs(first(isa::exp(F32::set1(xf))) / std::exp(static_cast<double>(xf)) - 1) - rounding);
+  }
+  expect(worst < 2.0e-7, "exp accuracy");
+  for (float x : {-88.1f, -1e30f, -INFINITY}) expect(first(isa::exp(F32::set1(x))) == 0, "exp underflow");
+  expect(std::isnan(first(isa::exp(F32::set1(NAN)))), "exp of NaN");
+}
+
 void check_power_of_shifted() {
   for (int m = 0; m < 256; ++m) {
     const float power = first(isa::power_of_shifted(F32::set1(0x1.8p23f + static_cast<float>(m))));
@@ -196,7 +233,6 @@ void check_arithmetic() {
   float swapped[L];
   isa::swap_neighbours(x).store(swapped);
   for (int i = 0; i < L; ++i) expect(swapped[i] == values[i ^ 1], "swap_neighbours");
-  each(isa::round(x), [](float v) { return std::nearbyint(v); }, "round");
   each(isa::select(x < half, x, half), [](float v) { return v < 0.5f ? v : 0.5f; }, "select <");
   each(isa::select(x > half, x, half), [](float v) { return v > 0.5f ? v : 0.5f; }, "select >");
   each(isa::select(x == half, half, x), [](float v) { return v; }, "select ==");
@@ -212,6 +248,8 @@ void check_arithmetic() {
 
 int main() {
   check_exp2();
+  check_weights();
+  check_exp();
   check_power_of_shifted();
   check_long_integers();
   check_tanh();

@@ -123,7 +123,6 @@ FLAGATTN_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.reg, b.reg)}; }
 FLAGATTN_INLINE F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.reg, b.reg)}; }
 FLAGATTN_INLINE F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.reg)}; }
 FLAGATTN_INLINE F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.reg)}; }
-FLAGATTN_INLINE F32 round(F32 a) { return {_mm256_round_ps(a.reg, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 FLAGATTN_INLINE Mask operator<(F32 a, F32 b) { return {_mm256_cmp_ps(a.reg, b.reg, _CMP_LT_OQ)}; }
 FLAGATTN_INLINE Mask operator>(F32 a, F32 b) { return {_mm256_cmp_ps(a.reg, b.reg, _CMP_GT_OQ)}; }
@@ -133,13 +132,6 @@ FLAGATTN_INLINE Mask operator|(Mask a, Mask b) { return {_mm256_or_ps(a.lanes, b
 FLAGATTN_INLINE bool any(Mask m) { return _mm256_movemask_ps(m.lanes) != 0; }
 FLAGATTN_INLINE bool all(Mask m) { return _mm256_movemask_ps(m.lanes) == 0xff; }
 FLAGATTN_INLINE F32 select(Mask m, F32 a, F32 b) { return {_mm256_blendv_ps(b.reg, a.reg, m.lanes)}; }
-
-// p * 2^n for p in [0.7, 1.42] and integral n <= 127; 0 where n < -126.
-FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n.reg), 23);
-  const __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.reg), exponent));
-  return {_mm256_andnot_ps(_mm256_cmp_ps(n.reg, _mm256_set1_ps(-126.0f), _CMP_LT_OQ), scaled)};
-}
 
 // 2^(m - 127) for the float 1.5 x 2^23 + m, m = 0 .. 255: 0 for m = 0, infinity for 255.
 FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {

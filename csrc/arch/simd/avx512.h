@@ -113,9 +113,6 @@ FLAGATTN_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.reg, b.reg)}; }
 FLAGATTN_INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.reg, b.reg)}; }
 FLAGATTN_INLINE F32 abs(F32 a) { return {_mm512_abs_ps(a.reg)}; }
 FLAGATTN_INLINE F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.reg)}; }
-FLAGATTN_INLINE F32 round(F32 a) {
-  return {_mm512_roundscale_ps(a.reg, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
 
 FLAGATTN_INLINE Mask operator<(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.reg, b.reg, _CMP_LT_OQ)}; }
 FLAGATTN_INLINE Mask operator>(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.reg, b.reg, _CMP_GT_OQ)}; }
@@ -125,11 +122,6 @@ FLAGATTN_INLINE Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(
 FLAGATTN_INLINE bool any(Mask m) { return m.lanes != 0; }
 FLAGATTN_INLINE bool all(Mask m) { return m.lanes == 0xffff; }
 FLAGATTN_INLINE F32 select(Mask m, F32 a, F32 b) { return {_mm512_mask_mov_ps(b.reg, m.lanes, a.reg)}; }
-
-// p * 2^n for p in [0.7, 1.42] and integral n <= 127; 0 where n < -126.
-FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
-  return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n.reg, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p.reg, n.reg)};
-}
 
 // 2^(m - 127) for the float 1.5 x 2^23 + m, m = 0 .. 255: 0 for m = 0, infinity for 255.
 FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {

@@ -157,27 +157,10 @@ FLAGATTN_INLINE F32 sqrt(F32 a) {
   for (int i = 0; i < F32::kLanes; ++i) a.reg[i] = __builtin_sqrtf(a.reg[i]);
   return a;
 }
-// To nearest even for |a| < 2^22, which is all that exp2 asks for; larger values pass through unchanged.
-FLAGATTN_INLINE F32 round(F32 a) {
-  const F32 magic = F32::set1(0x1.8p23f);
-  const F32 shifted = a + magic;
-  return select(abs(a) < F32::set1(0x1p22f), shifted - magic, a);
-}
-
-typedef uint32_t Bits4 __attribute__((vector_size(16)));
-
-// p * 2^n for p in [0.7, 1.42] and integral n <= 127; 0 where n < -126. Lanes that nobody looks at may have larger n, so
-// the exponent is added without a sign: it may wrap.
-FLAGATTN_INLINE F32 scale_by_power_of_two(F32 p, F32 n) {
-  const Mask flushed = n < F32::set1(-126.0f);
-  const F32 clamped = select(flushed, F32::zero(), n);
-  const Bits4 exponent = __builtin_bit_cast(Bits4, __builtin_convertvector(clamped.reg, Int4)) << 23;
-  const F32 scaled = {__builtin_bit_cast(Float4, __builtin_bit_cast(Bits4, p.reg) + exponent)};
-  return select(flushed, F32::zero(), scaled);
-}
 
 // 2^(m - 127) for the float 1.5 x 2^23 + m, m = 0 .. 255: 0 for m = 0, infinity for 255.
 FLAGATTN_INLINE F32 power_of_shifted(F32 shifted) {
+  typedef uint32_t Bits4 __attribute__((vector_size(16)));
   return {__builtin_bit_cast(Float4, __builtin_bit_cast(Bits4, shifted.reg) << 23)};
 }
 

@@ -72,19 +72,24 @@ inline bool pack_both_ways(const T* const* rows, int64_t dim, float* columns, fl
                            int64_t capacity) {
   constexpr int kLanes = F32::kLanes;
   F32 differences = F32::zero();
-  for_each_vector(dim, capacity, [&](int64_t d, int64_t offset, int64_t stride) FLAGATTN_INLINE_LAMBDA {
-    float* to = strips + offset + row * stride;
+  // Constant indices only, and no choices between loads: the block would go to memory else.
+  const auto pack = [&]<bool kWhole>(int64_t d, float* to, int64_t stride) FLAGATTN_INLINE_LAMBDA {
     F32 block[kLanes];
     FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
-      block[i] = load_up_to(rows[i] + d, dim - d);
+      block[i] = kWhole ? F32::load(rows[i] + d) : load_up_to(rows[i] + d, dim - d);
       block[i].store(to + i * stride);
     }
     F32 sum = block[0];  // that of what is finite may overflow: then the careful way is taken for nothing
     FLAGATTN_UNROLL for (int i = 1; i < kLanes; ++i) sum = sum + block[i];
     differences = differences + (sum - sum);
     transpose(block);
-    const int64_t n = dim - d < kLanes ? dim - d : kLanes;
-    for (int64_t i = 0; i < n; ++i) block[i].store(columns + (d + i) * kPanel);
+    FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
+      if (kWhole || d + i < dim) block[i].store(columns + (d + i) * kPanel);
+    }
+  };
+  for_each_vector(dim, capacity, [&](int64_t d, int64_t offset, int64_t stride) FLAGATTN_INLINE_LAMBDA {
+    float* to = strips + offset + row * stride;
+    d + kLanes <= dim ? pack.template operator()<true>(d, to, stride) : pack.template operator()<false>(d, to, stride);
   });
   return differences.sum() == 0.0f;
 }
@@ -98,13 +103,19 @@ inline F32 dot_columns(const T* const* rows, int64_t dim, const float* columns) 
   for (int64_t first = 0; first < dim; first += kMostTerms) {
     const int64_t end = dim - first < kMostTerms ? dim : first + kMostTerms;
     F32 sum = F32::zero();
-    for (int64_t d = first; d < end; d += kLanes) {
+    const auto add = [&]<bool kWhole>(int64_t d) FLAGATTN_INLINE_LAMBDA {
       F32 block[kLanes];
-      FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = load_up_to(rows[i] + d, end - d);
+      FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
+        block[i] = kWhole ? F32::load(rows[i] + d) : load_up_to(rows[i] + d, end - d);
+      }
       transpose(block);
-      const int64_t n = end - d < kLanes ? end - d : kLanes;
-      for (int64_t i = 0; i < n; ++i) sum = fma(block[i], F32::load(columns + (d + i) * kPanel), sum);
-    }
+      FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
+        if (kWhole || d + i < end) sum = fma(block[i], F32::load(columns + (d + i) * kPanel), sum);
+      }
+    };
+    int64_t d = first;
+    for (; d + kLanes <= end; d += kLanes) add.template operator()<true>(d);
+    if (d < end) add.template operator()<false>(d);
     total = first == 0 ? sum : total + sum;
   }
   return total;

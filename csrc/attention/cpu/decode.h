@@ -123,14 +123,13 @@ class DecodeWorker : DecodeTileScores {
     const RowWalk values = walk_over<T>(sequence_, item_.first_head, params_.v, first, tile, scratch_.value_rows);
     score_tile<T>(first, tile, values);
     const int64_t begin = tile.begin / 2 * 2, end = (tile.end + 1) / 2 * 2;  // an even key and the odd one behind it
-    const F32 factor = F32::set1(factors_.exponent);
     for (int head = 0; head < heads_; ++head) {
       float* scores = scratch_.scores + head * sizes_.scores;
       PanelStatistics& statistics = state.statistics[head];
       F32 largest[kNV], rescale[kNV], partial[2][kNV];
       largest_scores(scores, blocks_, begin, end, largest);
-      raise_maximum(statistics, largest, factor, rescale);
-      weigh(statistics, blocks_, begin, end, factor, scores, partial);
+      raise_maximum(statistics, largest, F32::set1(factors_.exponent), rescale);
+      weigh(statistics, blocks_, begin, end, factors_.exponent, scores, partial);
       add_to_sum(statistics, partial);
       for (int v = 0; v < kNV; ++v) rescale[v].store(rescale_[head] + first_column(v));
     }

@@ -29,16 +29,19 @@ inline void largest_scores(const float* block_scores, int blocks, int64_t begin,
 }
 
 // Scores become weights; partial[parity] adds them up in the order of the keys.
-inline void weigh(const PanelStatistics& statistics, int blocks, int64_t begin, int64_t end, F32 factor,
+inline void weigh(const PanelStatistics& statistics, int blocks, int64_t begin, int64_t end, float factor,
                   float* block_scores, F32 (&partial)[2][kNV]) {
   alignas(64) float sums[2][kPanel] = {}, lanes[F32::kLanes];
+  const F32 minus_factor = F32::set1(-factor), farthest = farthest_below(factor);
   for (int b = 0; b < blocks; ++b) {
     float* scores = block_scores + b * kBlockScores;
     for (int lane = 0; lane < F32::kLanes; ++lane) lanes[lane] = statistics.maximum[4 * b + lane % 4];
     const F32 maximum = F32::load(lanes);
     for (int64_t key = begin / kFourKeys * kFourKeys; key < end; key += kFourKeys) {
       float* at = scores + key * 4;
-      exp2((F32::load(at) - maximum) * factor).store(at);
+      F32 weight[] = {maximum - F32::load(at)};
+      weights_of_all(weight, minus_factor, farthest);
+      weight[0].store(at);
     }
     float pair[8] = {};
     for (int64_t key = begin; key < end; key += 2) {

@@ -9,6 +9,7 @@
 #include "attention/cpu/key_tiles.h"
 #include "attention/cpu/outputs.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/row_list.h"
 #include "attention/cpu/score_terms.h"
 #include "attention/cpu/scores.h"
 #include "attention/cpu/softmax.h"
@@ -23,7 +24,8 @@ class ForwardWorker : ForwardColumns {
   ForwardWorker(const AttentionParams& params, const ForwardSchedule& schedule, const ForwardScratch& scratch)
       : ForwardColumns(params, scratch),
         schedule_(schedule),
-        tiles_(params, scratch.keys, scratch.far_keys, scratch.values) {}
+        tiles_(params, scratch.keys, scratch.far_keys, scratch.values),
+        next_tiles_(tiles_) {}
 
   // The items [begin, end).
   void run(int64_t begin, int64_t end) {
@@ -31,12 +33,21 @@ class ForwardWorker : ForwardColumns {
       const int64_t stop = schedule_.stop(begin, end);
       item_ = schedule_.item(begin);
       item_.first_column = schedule_.item(stop - 1).first_column;
+      has_next_ = stop < end;
+      if (has_next_) start_next(schedule_.item(stop));
       run_columns((stop - begin) * schedule_.config.columns_per_item);
       begin = stop;
     }
   }
 
  private:
+  void start_next(const ForwardItem& next) {
+    next_ = next;
+    next_sequence_ = sequence_of(params_, next.sequence);
+    next_tiles_.start(next_, next_sequence_);
+    has_next_ = next_.first_column < next_sequence_.seqlen_q * group_;
+  }
+
   // Neighbouring items of one group. Where all their key tiles can be kept it is a single item that meets them one
   // after another; else each of a few items meets the tiles that are kept before they give way to the next.
   void run_columns(int64_t most) {
@@ -66,7 +77,8 @@ class ForwardWorker : ForwardColumns {
     for (int64_t first = 0; first < num_panels_; first += item_panels) {
       const int64_t end = first + item_panels < num_panels_ ? first + item_panels : num_panels_;
       const KeyRange seen = keys_of_panels(first, end);
-      if (in_one_chunk(seen)) continue;  // finished with its last tile
+      if (within(seen, kCpuKeyChunk)) continue;  // finished with its last tile
+      one_by_one_ = false;
       for (int64_t panel = first; panel < end; ++panel) {
         if (seen.empty()) start_panel(panel);
         finish_panel(panel);
@@ -74,8 +86,9 @@ class ForwardWorker : ForwardColumns {
     }
   }
 
-  static bool in_one_chunk(const KeyRange& seen) {
-    return !seen.empty() && seen.begin / kCpuKeyChunk == (seen.end - 1) / kCpuKeyChunk;
+  // Whether all of the keys lie in one tile, or one chunk.
+  static bool within(const KeyRange& seen, int64_t keys) {
+    return !seen.empty() && seen.begin / keys == (seen.end - 1) / keys;
   }
 
   // Panels [first_panel_, end_panel_) against the keys [begin, end) as far as they see them, chunk by chunk.
@@ -84,22 +97,16 @@ class ForwardWorker : ForwardColumns {
     if (seen.empty()) return;
     if (begin < seen.begin) begin = seen.begin / kCpuKeyTile * kCpuKeyTile;
     if (end > seen.end) end = seen.end;
+    one_by_one_ = within(seen, kCpuKeyTile);
     while (begin < end) {
       chunk_ = begin / kCpuKeyChunk;
       const int64_t chunk_end = (chunk_ + 1) * kCpuKeyChunk, stop = chunk_end < end ? chunk_end : end;
-      for_each_later_chunk([&](int64_t panel) {
-        reset(scratch_.chunk_statistics[panel - first_panel_]);
-        clear_panel(outputs_at(panel));
-      });
+      for_each_later_chunk([&](int64_t panel) { reset(scratch_.chunk_statistics[panel - first_panel_]); });
       for (; begin < stop; begin += kCpuKeyTile) {
         const bool first = begin <= seen.begin, last = begin + kCpuKeyTile >= seen.end;
-        run_tile(begin, first, last && in_one_chunk(seen));
+        run_tile(begin, first, last && within(seen, kCpuKeyChunk));
       }
-      for_each_later_chunk([&](int64_t panel) {
-        const ChunkFactors factors =
-            merge_statistics(scratch_.statistics[panel], statistics_at(panel), F32::set1(factor_));
-        merge_outputs(outputs_at(panel), head_dim_v_, factors, scratch_.outputs + panel * output_size());
-      });
+      for_each_later_chunk([&](int64_t panel) { join_chunk(panel); });
       begin = chunk_end;
     }
   }
@@ -112,8 +119,7 @@ class ForwardWorker : ForwardColumns {
     return in_first_chunk(panel) ? scratch_.statistics[panel] : scratch_.chunk_statistics[panel - first_panel_];
   }
   float* outputs_at(int64_t panel) const {
-    return in_first_chunk(panel) ? scratch_.outputs + panel * output_size()
-                                 : scratch_.chunk_outputs + (panel - first_panel_) * output_size();
+    return in_first_chunk(panel) ? outputs_of(panel) : scratch_.chunk_outputs + (panel - first_panel_) * output_size();
   }
   template <typename Body>
   void for_each_later_chunk(Body&& body) const {
@@ -123,32 +129,59 @@ class ForwardWorker : ForwardColumns {
     }
   }
 
+  void join_chunk(int64_t panel) const {
+    PanelStatistics& statistics = scratch_.statistics[panel];
+    const PanelStatistics& chunk = statistics_at(panel);
+    if (chunk.fresh) return;
+    if (statistics.fresh) clear_panel(outputs_of(panel));
+    statistics.fresh = false;
+    const ChunkFactors factors = merge_statistics(statistics, chunk, F32::set1(factor_));
+    merge_outputs(outputs_at(panel), head_dim_v_, factors, outputs_of(panel));
+  }
+
   // One key tile ------------------------------------------------------------------------------------------------------
 
   // `starts`: the item's first tile, for which its queries are packed; `finishes`: the last one, after which its
   // results are stored. Both wait for memory, which the products of the panel before hide.
   void run_tile(int64_t first, bool starts, bool finishes) {
-    const KeyTile tile = tile_at(first);
-    const KeyTile next = tile_at(finishes ? sequence_.seqlen_k : first + kCpuKeyTile);
+    const KeyTile tile = tile_at(sequence_, first);
     const bool seen = !has_terms_ || find_seen(tile);
     ScoreContext context{};
     if (seen) context = open_tile(tile);
     for (int64_t panel = first_panel_; panel < end_panel_; ++panel) {
-      if (starts) {
-        start_panel(panel);
-        if (panel + 1 < end_panel_) prefetch_rows(params_.q, params_.head_dim, panel + 1);
-      }
-      if (finishes) prefetch_rows(params_.out, params_.head_dim_v, panel);
-      const int64_t turn = panel - first_panel_, turns = end_panel_ - first_panel_;
-      tiles_.prefetch(next, static_cast<int32_t>(next.num_keys * turn / turns),
-                      static_cast<int32_t>(next.num_keys * (turn + 1) / turns));
+      if (starts) start_panel(panel);
+      list_ahead(first, panel, starts, finishes);
       if (seen) run_panel(context, panel);
+      ahead_.rest();
       if (finishes) finish_panel(panel);
     }
   }
 
-  KeyTile tile_at(int64_t first) const {
-    const int64_t rest = sequence_.seqlen_k - first;
+  // What follows on `panel` against the tile: the next panel's rows, and a share of the next tile's.
+  void list_ahead(int64_t first, int64_t panel, bool starts, bool finishes) {
+    ahead_.clear();
+    const auto list_panel = [&](int64_t other, bool queries, bool outputs) {
+      ForwardItem item = item_;
+      item.first_column += other * kPanel;
+      list_rows(item, sequence_, queries, outputs, ahead_);
+    };
+    if (finishes && panel == first_panel_) list_panel(panel, false, true);
+    if (panel + 1 < end_panel_) list_panel(panel + 1, starts, finishes);
+    const int64_t turn = panel - first_panel_, turns = end_panel_ - first_panel_;
+    const auto list_tile = [&](const KeyTiles& tiles, const KeyTile& tile) {
+      tiles.list_rows(tile, static_cast<int32_t>(tile.num_keys * turn / turns),
+                      static_cast<int32_t>(tile.num_keys * (turn + 1) / turns), ahead_);
+    };
+    if (!finishes) return list_tile(tiles_, tile_at(sequence_, first + kCpuKeyTile));
+    if (!has_next_ || first_panel_ > 0) return;
+    if (panel + 1 == end_panel_) list_rows(next_, next_sequence_, true, false, ahead_);
+    const MaskShape shape{next_sequence_.seqlen_q, next_sequence_.seqlen_k, params_.mask};
+    const int64_t first_seen = shape.keys_of_row(next_.first_column / group_).begin;
+    list_tile(next_tiles_, tile_at(next_sequence_, first_seen / kCpuKeyTile * kCpuKeyTile));
+  }
+
+  static KeyTile tile_at(const Sequence& sequence, int64_t first) {
+    const int64_t rest = sequence.seqlen_k - first;
     return {static_cast<int32_t>(first), static_cast<int32_t>(rest < kCpuKeyTile ? rest < 0 ? 0 : rest : kCpuKeyTile)};
   }
 
@@ -210,21 +243,19 @@ class ForwardWorker : ForwardColumns {
     Run runs[kMostRuns];
     const int num_runs = cut_into_runs(mask, context.first_key, context.num_keys, runs);
     if (num_runs == 0) return;
-    context.near.queries = scratch_.queries + panel * query_size();
-    context.far.queries = scratch_.far_queries + panel * query_size();
+    context.near.queries = queries_of(panel);
+    context.far.queries = far_queries_of(panel);
     start_terms(context, panel);
     PanelStatistics& statistics = statistics_at(panel);
-    const F32 factor = F32::set1(factor_);
-
     F32 largest[kNV], rescale[kNV], partial[2][kNV];
     for (F32& most : largest) most = F32::set1(-std::numeric_limits<float>::infinity());
     clear(partial);
     for (int i = 0; i < num_runs; ++i) {
       with_vectors(runs[i], [&]<int NV>() { score_run<NV>(context, mask, runs[i], scratch_.scores, largest); });
     }
-    raise_maximum(statistics, largest, factor, rescale);
+    raise_maximum(statistics, largest, F32::set1(factor_), rescale);
     for (int i = 0; i < num_runs; ++i) {
-      with_vectors(runs[i], [&]<int NV>() { weigh_run<NV>(statistics, runs[i], factor, scratch_.scores, partial); });
+      with_vectors(runs[i], [&]<int NV>() { weigh_run<NV>(statistics, runs[i], factor_, scratch_.scores, partial); });
     }
     add_to_sum(statistics, partial);
     const float* dropout = nullptr;
@@ -236,20 +267,25 @@ class ForwardWorker : ForwardColumns {
     }
 
     float* outputs = outputs_at(panel);
-    if (num_runs == 1 && values_finite_) {
-      with_vectors(runs[0], [&]<int NV>() { add_whole_tile<NV>(values_, runs[0], scratch_.scores, rescale, outputs); });
+    const bool first = statistics.fresh;
+    statistics.fresh = false;
+    if (num_runs == 1 && values_finite_ && (!first || runs[0].num_vectors == kNV)) {
+      if (first) return add_whole_tile<kNV, true>(values_, runs[0], scratch_.scores, rescale, outputs, ahead_);
+      with_vectors(runs[0], [&]<int NV>() {
+        add_whole_tile<NV, false>(values_, runs[0], scratch_.scores, rescale, outputs, ahead_);
+      });
       return;
     }
-    clear_panel(scratch_.sums);
+    float* sums = first ? outputs : scratch_.sums;
+    clear_panel(sums);
     for (int i = 0; i < num_runs; ++i) {
       if (values_finite_) {
-        with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, scratch_.sums); });
+        with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, sums); });
       } else {
-        add_seen_keys(values_, mask, context.first_key, runs[i], context.terms, dropout, scratch_.scores,
-                      scratch_.sums);
+        add_seen_keys(values_, mask, context.first_key, runs[i], context.terms, dropout, scratch_.scores, sums);
       }
     }
-    join_runs(scratch_.sums, head_dim_v_, rescale, outputs);
+    if (!first) join_runs(sums, head_dim_v_, rescale, outputs);
   }
 
   template <typename Body>
@@ -267,6 +303,13 @@ class ForwardWorker : ForwardColumns {
 
   const ForwardSchedule& schedule_;
   KeyTiles tiles_;
+
+  // The item that this thread takes after those at work, where it is known.
+  bool has_next_ = false;
+  ForwardItem next_;
+  Sequence next_sequence_;
+  KeyTiles next_tiles_;
+  RowList ahead_;
 
   int64_t num_panels_;
   int64_t first_panel_, end_panel_;  // of the item that meets keys

@@ -7,6 +7,7 @@
 #include "attention/cpu/forward_scratch.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/row_list.h"
 #include "attention/cpu/score_factors.h"
 #include "attention/cpu/score_terms.h"
 #include "attention/cpu/softmax.h"
@@ -36,9 +37,11 @@ class ForwardColumns {
   struct Columns {
     Column at[kPanel];
   };
-  // Counted up from the first: a division per panel instead of several per column.
   Columns columns_at(int64_t panel) const {
-    const int64_t number = item_.first_column + panel * kPanel, first_head = item_.head_k * group_;
+    return columns_from(item_.first_column + panel * kPanel, item_.head_k * group_);
+  }
+  // Counted up from the first: a division per panel instead of several per column.
+  Columns columns_from(int64_t number, int64_t first_head) const {
     Columns columns;
     Column next{number / group_, first_head + number % group_};
     for (Column& column : columns.at) {
@@ -53,12 +56,19 @@ class ForwardColumns {
   }
 
   template <typename T>
+  static T* row_of(const HeadsView& view, const Sequence& sequence, const Column& column) {
+    return static_cast<T*>(view.data) + sequence.batch * view.batch_stride +
+           (sequence.first_q + column.row) * view.row_stride + column.head * view.head_stride;
+  }
+  template <typename T>
   T* row_of(const HeadsView& view, const Column& column) const {
-    return static_cast<T*>(view.data) + sequence_.batch * view.batch_stride +
-           (sequence_.first_q + column.row) * view.row_stride + column.head * view.head_stride;
+    return row_of<T>(view, sequence_, column);
   }
 
-  int64_t query_size() const { return head_dim_ * kPanel; }
+  // Where panels of an item are done one after another, the second overwrites the first.
+  float* queries_of(int64_t panel) const { return scratch_.queries + place_of(panel) * head_dim_ * kPanel; }
+  float* far_queries_of(int64_t panel) const { return scratch_.far_queries + place_of(panel) * head_dim_ * kPanel; }
+  float* outputs_of(int64_t panel) const { return scratch_.outputs + place_of(panel) * output_size(); }
   int64_t output_size() const { return head_dim_v_ * kPanel; }
   void clear_panel(float* outputs) const {
     for (int64_t i = 0; i < output_size(); i += F32::kLanes) F32::zero().store(outputs + i);
@@ -71,16 +81,19 @@ class ForwardColumns {
     pack_columns(rows, params_.head_dim, query_factor_, dst);
   }
 
-  // Rows of one operand that will be read or written soon: they lie far apart, and what waits for them one by one waits
-  // long.
-  void prefetch_rows(const HeadsView& view, int64_t dim, int64_t panel) const {
-    const Columns columns = columns_at(panel);
+  // The rows of the panel of columns from item.first_column on: of the queries, the outputs, or both.
+  void list_rows(const ForwardItem& item, const Sequence& sequence, bool queries, bool outputs, RowList& list) const {
+    const Columns columns = columns_from(item.first_column, item.head_k * group_);
+    const int64_t rest = sequence.seqlen_q * group_ - item.first_column;
+    const int count = static_cast<int>(rest < kPanel ? rest : kPanel);
     dispatch(params_.dtype, [&]<typename T>(T) {
-      constexpr int64_t kLine = 64 / sizeof(T);
-      for (int c = 0; c < columns_of(panel); ++c) {
-        const T* row = row_of<const T>(view, columns.at[c]);
-        for (int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(row + d, 0, 2);
-      }
+      const int64_t bytes = params_.head_dim * sizeof(T), bytes_v = params_.head_dim_v * sizeof(T);
+      const auto add = [&](const HeadsView& view, int64_t size) {
+        for (int c = 0; c < count; ++c) list.add(row_of<T>(view, sequence, columns.at[c]), size);
+      };
+      if (queries) add(params_.q, bytes);
+      if (queries && params_.is_piecewise()) add(params_.q2, bytes);
+      if (outputs) add(params_.out, bytes_v);
     });
   }
 
@@ -88,12 +101,10 @@ class ForwardColumns {
     const Columns columns = columns_at(panel);
     const int count = columns_of(panel);
     dispatch(params_.dtype, [&]<typename T>(T) {
-      pack_queries<T>(params_.q, columns, count, scratch_.queries + panel * query_size());
-      if (params_.is_piecewise())
-        pack_queries<T>(params_.q2, columns, count, scratch_.far_queries + panel * query_size());
+      pack_queries<T>(params_.q, columns, count, queries_of(panel));
+      if (params_.is_piecewise()) pack_queries<T>(params_.q2, columns, count, far_queries_of(panel));
     });
     reset(scratch_.statistics[panel]);
-    clear_panel(scratch_.outputs + panel * output_size());
   }
 
   void start_mask(int64_t panel) {
@@ -122,6 +133,7 @@ class ForwardColumns {
 
   void finish_panel(int64_t panel) const {
     const PanelStatistics& statistics = scratch_.statistics[panel];
+    if (statistics.fresh) clear_panel(outputs_of(panel));
     const Columns columns = columns_at(panel);
     alignas(64) float normalisers[kPanel], lses[kPanel];
     for (int c = 0; c < kPanel; ++c) {
@@ -134,7 +146,7 @@ class ForwardColumns {
     dispatch(params_.dtype, [&]<typename T>(T) {
       T* rows[kPanel] = {};
       for (int c = 0; c < columns_of(panel); ++c) rows[c] = row_of<T>(params_.out, columns.at[c]);
-      unpack_columns(scratch_.outputs + panel * output_size(), params_.head_dim_v, normalisers, rows);
+      unpack_columns(outputs_of(panel), params_.head_dim_v, normalisers, rows);
     });
     for (int c = 0; c < columns_of(panel); ++c) {
       const Column& at = columns.at[c];
@@ -142,6 +154,8 @@ class ForwardColumns {
                        sequence_.first_q + at.row] = lses[c];
     }
   }
+
+  int64_t place_of(int64_t panel) const { return one_by_one_ ? 0 : panel; }
 
   const AttentionParams& params_;
   const ForwardScratch scratch_;
@@ -154,7 +168,8 @@ class ForwardColumns {
 
   ForwardItem item_;  // the first of those at work
   Sequence sequence_;
-  int64_t num_columns_;  // of all of them
+  int64_t num_columns_;      // of all of them
+  bool one_by_one_ = false;  // the panels of the item at work: each is finished before the next one starts
 
   ScoreTerms terms_;  // of the sequence
 };

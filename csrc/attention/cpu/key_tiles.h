@@ -7,6 +7,7 @@
 #include "attention/cpu/outputs.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/row_list.h"
 #include "attention/cpu/scores.h"
 #include "attention/params.h"
 #include "attention/schedule.h"
@@ -67,13 +68,12 @@ class KeyTiles {
     return {strips, strip_stride(kCpuKeyTile), tile.num_keys, padded_dim(params_.head_dim_v)};
   }
 
-  // Asks for the rows [begin, end) of a tile where they are still to be packed: they lie far apart, so that no hardware
-  // foresees them.
-  void prefetch(const KeyTile& tile, int32_t begin, int32_t end) const {
+  // The rows [begin, end) of a tile where they are still to be packed.
+  void list_rows(const KeyTile& tile, int32_t begin, int32_t end, RowList& list) const {
     const KeyTile part{tile.first + begin, end - begin};
-    if (!holds(tile, keys_)) prefetch_rows(params_.k, params_.head_dim, part);
-    if (params_.is_piecewise() && !holds(tile, far_keys_)) prefetch_rows(params_.k2, params_.head_dim, part);
-    if (!holds(tile, values_)) prefetch_rows(params_.v, params_.head_dim_v, part);
+    if (!holds(tile, keys_)) list_rows(params_.k, params_.head_dim, part, list);
+    if (params_.is_piecewise() && !holds(tile, far_keys_)) list_rows(params_.k2, params_.head_dim, part, list);
+    if (!holds(tile, values_)) list_rows(params_.v, params_.head_dim_v, part, list);
   }
 
   // Of the tile that `values` returned last.
@@ -95,13 +95,10 @@ class KeyTiles {
     });
   }
 
-  void prefetch_rows(const HeadsView& view, int64_t dim, const KeyTile& part) const {
+  void list_rows(const HeadsView& view, int64_t dim, const KeyTile& part, RowList& list) const {
     dispatch(params_.dtype, [&]<typename T>(T) {
-      constexpr int64_t kLine = 64 / sizeof(T);
       for_each_stretch<T>(view, part, [&](const T* rows, int64_t, int64_t count) {
-        for (int64_t i = 0; i < count; ++i) {
-          for (int64_t d = 0; d < dim; d += kLine) __builtin_prefetch(rows + i * view.row_stride + d, 0, 2);
-        }
+        for (int64_t i = 0; i < count; ++i) list.add(rows + i * view.row_stride, dim * sizeof(T));
       });
     });
   }

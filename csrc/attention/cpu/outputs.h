@@ -10,6 +10,7 @@
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/pack.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/row_list.h"
 #include "attention/cpu/score_terms.h"
 #include "attention/cpu/softmax.h"
 
@@ -22,13 +23,17 @@ struct ValueTile {
   int64_t head_dim;
 };
 
-// kMR rows of O^T: out = scale * out + sum over the keys.
-template <int NV>
+// kMR rows of O^T: out = scale * out + sum over the keys; without what was there where it is the first tile.
+template <int NV, bool kFirst>
 FLAGATTN_KERNEL void add_scaled(const float* strip, const float* weights, int64_t num_keys, const F32* rescale,
                                 float* out) {
   F32 c[kMR][NV];
   clear(c);
   multiply_strip(strip, kStrip, weights, kPanel, num_keys, c);
+  if constexpr (kFirst) {
+    store_block(c, out, kPanel);
+    return;
+  }
   FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
     const F32 scale = rescale[v];
     FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
@@ -59,12 +64,14 @@ FLAGATTN_INLINE void for_each_block(const ValueTile& values, const Run& run, con
   }
 }
 
-// The tile is a single run: its sum stays in registers until it joins O.
-template <int NV>
+// The tile is a single run: its sum stays in registers until it joins O. Rows of `ahead` are asked for in between.
+template <int NV, bool kFirst>
 inline void add_whole_tile(const ValueTile& values, const Run& run, const float* weights, const F32 (&rescale)[kNV],
-                           float* outputs) {
+                           float* outputs, RowList& ahead) {
+  ahead.share(values.head_dim / kMR);
   for_each_block(values, run, weights, [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
-    add_scaled<NV>(strip, from, num_keys, rescale + run.first_vector, outputs + offset);
+    add_scaled<NV, kFirst>(strip, from, num_keys, rescale + run.first_vector, outputs + offset);
+    ahead.step();
   });
 }
 

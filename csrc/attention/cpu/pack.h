@@ -72,6 +72,27 @@ inline void pack_strips(const T* src, int64_t stride, int64_t n, int64_t dim, fl
   }
 }
 
+// Blocks of kLanes x kLanes that are whole stay in registers; a number of rows that is not a constant would put them
+// into memory. What is cut off at an edge goes through the functions named `part`.
+
+template <typename T>
+FLAGATTN_INLINE bool none_is_null(const T* const* rows) {
+  bool none = true;
+  FLAGATTN_UNROLL for (int i = 0; i < F32::kLanes; ++i) none = none && rows[i] != nullptr;
+  return none;
+}
+
+// Rows [d, d + n) of kLanes columns, n <= kLanes, of which only elements before `dim` are there.
+template <typename T>
+FLAGATTN_KERNEL void pack_part(const T* const* rows, int64_t d, int64_t n, int64_t dim, F32 scale, float* dst) {
+  F32 block[F32::kLanes];
+  for (int i = 0; i < F32::kLanes; ++i) {
+    block[i] = rows[i] == nullptr ? F32::zero() : load_up_to(rows[i] + d, dim - d) * scale;
+  }
+  transpose(block);
+  for (int64_t i = 0; i < n; ++i) block[i].store(dst + (d + i) * kPanel);
+}
+
 // rows[c] points at the `dim` elements of column c, or is null: that column becomes zero. Every element is multiplied
 // by `factor`. Rows [dim, padded_dim(dim)) of dst become zero.
 template <typename T>
@@ -79,16 +100,34 @@ inline void pack_columns(const T* const* rows, int64_t dim, float factor, float*
   constexpr int kLanes = F32::kLanes;
   const F32 scale = F32::set1(factor);
   const int64_t end = padded_dim(dim);
-  for (int64_t d = 0; d < end; d += kLanes) {
-    for (int column = 0; column < kPanel; column += kLanes) {
-      F32 block[kLanes];
-      FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) {
-        const T* from = rows[column + i];
-        block[i] = from == nullptr ? F32::zero() : load_up_to(from + d, dim - d) * scale;
+  for (int column = 0; column < kPanel; column += kLanes, rows += kLanes, dst += kLanes) {
+    int64_t d = 0;
+    if (none_is_null(rows)) {
+      for (; d + kLanes <= dim; d += kLanes) {
+        F32 block[kLanes];
+        FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = F32::load(rows[i] + d) * scale;
+        transpose(block);
+        FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) block[i].store(dst + (d + i) * kPanel);
       }
-      transpose(block);
-      const int64_t n = end - d < kLanes ? end - d : kLanes;
-      for (int64_t i = 0; i < n; ++i) block[i].store(dst + (d + i) * kPanel + column);
+    }
+    for (; d < end; d += kLanes) pack_part(rows, d, end - d < kLanes ? end - d : kLanes, dim, scale, dst);
+  }
+}
+
+// The way back for n <= kLanes elements from d on.
+template <typename T>
+FLAGATTN_KERNEL void unpack_part(const float* src, int64_t d, int64_t n, F32 scale, T* const* rows) {
+  F32 block[F32::kLanes];
+  for (int64_t i = 0; i < F32::kLanes; ++i) {
+    block[i] = i < n ? F32::load(src + (d + i) * kPanel) * scale : F32::zero();
+  }
+  transpose(block);
+  for (int i = 0; i < F32::kLanes; ++i) {
+    if (rows[i] == nullptr) continue;
+    if (n == F32::kLanes) {
+      block[i].store(rows[i] + d);
+    } else {
+      block[i].store_n(rows[i] + d, n);
     }
   }
 }
@@ -97,24 +136,18 @@ inline void pack_columns(const T* const* rows, int64_t dim, float factor, float*
 template <typename T>
 inline void unpack_columns(const float* src, int64_t dim, const float* factors, T* const* rows) {
   constexpr int kLanes = F32::kLanes;
-  for (int column = 0; column < kPanel; column += kLanes) {
+  for (int column = 0; column < kPanel; column += kLanes, rows += kLanes, src += kLanes) {
     const F32 scale = F32::load(factors + column);
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      const int64_t n = dim - d < kLanes ? dim - d : kLanes;
-      F32 block[kLanes];
-      for (int64_t i = 0; i < n; ++i) block[i] = F32::load(src + (d + i) * kPanel + column) * scale;
-      for (int64_t i = n; i < kLanes; ++i) block[i] = F32::zero();
-      transpose(block);
-      for (int i = 0; i < kLanes; ++i) {
-        T* to = rows[column + i];
-        if (to == nullptr) continue;
-        if (n == kLanes) {
-          block[i].store(to + d);
-        } else {
-          block[i].store_n(to + d, n);
-        }
+    int64_t d = 0;
+    if (none_is_null(rows)) {
+      for (; d + kLanes <= dim; d += kLanes) {
+        F32 block[kLanes];
+        FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = F32::load(src + (d + i) * kPanel) * scale;
+        transpose(block);
+        FLAGATTN_UNROLL for (int i = 0; i < kLanes; ++i) block[i].store(rows[i] + d);
       }
     }
+    for (; d < dim; d += kLanes) unpack_part(src, d, dim - d < kLanes ? dim - d : kLanes, scale, rows);
   }
 }
 

@@ -19,6 +19,7 @@ inline constexpr float kNoMaximum = -1e38f;
 struct PanelStatistics {
   alignas(64) float maximum[kPanel];
   alignas(64) float sum[kPanel];
+  bool fresh;  // until a tile is taken in: nothing has been written to the outputs
 };
 
 FLAGATTN_INLINE void reset(PanelStatistics& statistics) {
@@ -26,6 +27,7 @@ FLAGATTN_INLINE void reset(PanelStatistics& statistics) {
     statistics.maximum[column] = kNoMaximum;
     statistics.sum[column] = 0.0f;
   }
+  statistics.fresh = true;
 }
 
 // Takes in the largest scores of a tile; rescale[v] is what earlier weights must be multiplied by.
@@ -43,18 +45,19 @@ FLAGATTN_INLINE void raise_maximum(PanelStatistics& statistics, const F32 (&larg
 // Scores of a run become weights. partial[parity][v] adds them up, even and odd keys apart: a sum's grouping must not
 // depend on how the tile was cut into runs.
 template <int NV>
-FLAGATTN_KERNEL void weigh_run(const PanelStatistics& statistics, const Run& run, F32 factor, float* scores,
+FLAGATTN_KERNEL void weigh_run(const PanelStatistics& statistics, const Run& run, float factor, float* scores,
                                F32 (&partial)[2][kNV]) {
   constexpr int kKeys = 4;
   static_assert(kMR % kKeys == 0);
+  const F32 minus_factor = F32::set1(-factor), farthest = farthest_below(factor);
   for (int v = run.first_vector; v < run.first_vector + NV; ++v) {
     const F32 maximum = F32::load(statistics.maximum + first_column(v));
     F32 even = partial[0][v], odd = partial[1][v];
     for (int32_t key = run.begin; key < run.end; key += kKeys) {
       float* at = scores + key * kPanel + first_column(v);
       F32 weights[kKeys];
-      FLAGATTN_UNROLL for (int i = 0; i < kKeys; ++i) weights[i] = (F32::load(at + i * kPanel) - maximum) * factor;
-      exp2_of_all(weights);
+      FLAGATTN_UNROLL for (int i = 0; i < kKeys; ++i) weights[i] = maximum - F32::load(at + i * kPanel);
+      weights_of_all(weights, minus_factor, farthest);
       FLAGATTN_UNROLL for (int i = 0; i < kKeys; ++i) weights[i].store(at + i * kPanel);
       FLAGATTN_UNROLL for (int i = 0; i < kKeys; i += 2) {
         even = even + weights[i];

@@ -153,21 +153,6 @@ EMULATED __m512 sqrt_ps(__m512 a) {
   LANES(i) a[i] = std::sqrt(a[i]);
   return a;
 }
-// Only the form with no fraction bits and round to nearest even is used.
-EMULATED __m512 roundscale_ps(__m512 a, int) {
-  LANES(i) a[i] = std::nearbyint(a[i]);
-  return a;
-}
-// a * 2^floor(b); the header asks for b down to anything, and for results in the normal range.
-EMULATED __m512 maskz_scalef_ps(__mmask16 m, __m512 a, __m512 b) {
-  __m512 r;
-  LANES(i) {
-    const float n = std::floor(b[i]);
-    const float scaled = n != n ? n : a[i] * std::exp2(n);
-    r[i] = bit(m, i) ? scaled : 0.0f;
-  }
-  return r;
-}
 EMULATED __mmask16 cmp_ps_mask(__m512 a, __m512 b, int predicate) {
   __mmask16 m = 0;
   LANES(i) {
@@ -292,9 +277,6 @@ EMULATED float reduce_max_ps(__m512 a) {
 #define _mm512_min_ps avx512_emulation::min_ps
 #define _mm512_abs_ps avx512_emulation::abs_ps
 #define _mm512_sqrt_ps avx512_emulation::sqrt_ps
-#undef _mm512_roundscale_ps
-#define _mm512_roundscale_ps avx512_emulation::roundscale_ps
-#define _mm512_maskz_scalef_ps avx512_emulation::maskz_scalef_ps
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask avx512_emulation::cmp_ps_mask
 #define _mm512_mask_mov_ps avx512_emulation::mask_mov_ps
