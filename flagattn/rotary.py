@@ -118,7 +118,8 @@ def write_rotated(
     x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, interleaved: bool, conjugate: bool
 ) -> Tensor:
     """Overwrites x, of any strides, with its rotation and returns it; other arguments as the op takes them."""
-    # Inductor may let an op write into the wrong one of two views of a tensor (torch 2.13); copies keep most apart.
+    # Inductor may let an op write into the wrong one of two views of a tensor (torch 2.13): a copy keeps views of fixed
+    # sizes apart. Under symbolic sizes it loses their offsets all the same (docs/ops/caches.md).
     if torch.compiler.is_compiling() or (x.stride(-1) != 1 and x.shape[-1] > 1):
         return x.copy_(_ops.apply_rotary(rows_contiguous(x), cos, sin, positions, interleaved, conjugate))
     _ops.apply_rotary_(x, cos, sin, positions, interleaved, conjugate)
