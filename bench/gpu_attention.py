@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def attention_rows(head_dim: int, seqlen: int, causal: bool, backward: bool) -> 
     buffers = [[torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)] for _ in range(BUFFERS)]
     transposed = [[t.transpose(1, 2) for t in operands] for operands in buffers]
     made = backward_calls if backward else forward_calls
-    calls = {"ours": made(lambda q, k, v: flagattn.flash_attn_func(q, k, v, causal=causal), buffers)}
+    calls = {"ours": made(lambda q, k, v: cast(Tensor, flagattn.flash_attn_func(q, k, v, causal=causal)), buffers)}
     calls |= {name: made(torch_backend(backend, causal), transposed) for name, backend in BACKENDS.items()}
     # Five products backward, two forward; a causal mask hides half.
     flops = (10 if backward else 4) * batch * heads * seqlen * seqlen * head_dim * (0.5 if causal else 1.0)
@@ -89,10 +89,14 @@ def piecewise_row(head_dim: int, seqlen: int, backward: bool) -> dict[str, Any]:
     shape = (batch, seqlen, heads, head_dim)
     buffers = [[torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(5)] for _ in range(BUFFERS)]
     made = backward_calls if backward else forward_calls
-    calls = {
-        "piecewise": made(lambda *five: flagattn.piecewise_attn_func(*five, seqlen // 2, causal=True), buffers),
-        "plain": made(lambda q, k, v: flagattn.flash_attn_func(q, k, v, causal=True), [five[:3] for five in buffers]),
-    }
+
+    def piecewise(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor:
+        return cast(Tensor, flagattn.piecewise_attn_func(q1, k1, q2, k2, v, seqlen // 2, causal=True))
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return cast(Tensor, flagattn.flash_attn_func(q, k, v, causal=True))
+
+    calls = {"piecewise": made(piecewise, buffers), "plain": made(plain, [five[:3] for five in buffers])}
     flops = (10 if backward else 4) * batch * heads * seqlen * seqlen * head_dim * 0.5
     row = {"op": "piecewise " + ("backward" if backward else "forward"), "head_dim": head_dim, "seqlen": seqlen}
     return row | {"causal": True} | rated(compared_ms(calls), flops, "piecewise", "plain")

@@ -55,7 +55,8 @@ def replace_forwards(model: nn.Module, name: str, attention: Attention, cached: 
     implementation is `name`, else their own way.
     """
     changed = 0
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output_embeddings = cast(Callable[[], nn.Module | None] | None, getattr(model, "get_output_embeddings", None))
+    head = output_embeddings() if output_embeddings is not None else None
     for module in model.modules():
         kind = type(module).__name__
         forward: Callable[..., Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,9 @@ OWN_CASES = (
 )
 ALL_CASES = (*DENSE_CASES, *VARLEN_CASES, *PIECEWISE_CASES, *SCORE_CASES, *OWN_CASES)
 CASES = [case for case in ALL_CASES if kernels_backward.supported_by_sm80(case)]
-SCHEDULES = [{"seed": seed, "copies": copies} for seed, copies in product((0, 1, 2), ("eager", "lazy", "random"))]
+SCHEDULES: list[dict[str, Any]] = [
+    {"seed": seed, "copies": copies} for seed, copies in product((0, 1, 2), ("eager", "lazy", "random"))
+]
 DTYPES = [torch.bfloat16, torch.float16]
 
 
@@ -121,7 +124,8 @@ def test_wrong_offsets_reach_no_memory_outside() -> None:
     forward = kernels.attention_forward_sm80(case, inputs)
     for wrong in ([0, 1000, 70], [-5, 40, 70], [0, 40, 20], [60, 10, 1 << 30], [0, 40, 2**31 - 1]):
         for name in ("cu_seqlens_q", "cu_seqlens_k"):
-            bad = replace(inputs, **{name: torch.tensor(wrong, dtype=torch.int32)})
+            bounds: dict[str, Any] = {name: torch.tensor(wrong, dtype=torch.int32)}
+            bad = replace(inputs, **bounds)
             assert kernels_backward.attention_backward_sm80(case, bad, **forward)["dq"].shape == (70, case.heads_q, 64)
 
 
@@ -268,7 +272,7 @@ def test_groups_are_cut_where_there_are_few_key_tiles() -> None:
 
 def test_terms_cost_no_products() -> None:
     """Nor bank conflicts; only a bias that takes a gradient is passed twice, for two products more."""
-    fields = {"alibi": "h", "keep": "bhqk", "dropout_p": 0.3, "softcap": 5.0}
+    fields: dict[str, Any] = {"alibi": "h", "keep": "bhqk", "dropout_p": 0.3, "softcap": 5.0}
     for bias, products in (("", 5), ("bhqk", 2)):
         case = AttentionCase("terms", 128, 256, heads_q=2, heads_k=1, bias=bias, **fields)
         kernels.set_schedule()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,9 @@ OWN_CASES = (
 )
 ALL_CASES = (*DENSE_CASES, *VARLEN_CASES, *PIECEWISE_CASES, *SCORE_CASES, *OWN_CASES)
 CASES = [case for case in ALL_CASES if kernels.supported_by_sm80(case)]
-SCHEDULES = [{"seed": seed, "copies": copies} for seed, copies in product((0, 1, 2), ("eager", "lazy", "random"))]
+SCHEDULES: list[dict[str, Any]] = [
+    {"seed": seed, "copies": copies} for seed, copies in product((0, 1, 2), ("eager", "lazy", "random"))
+]
 DTYPES = [torch.bfloat16, torch.float16]
 
 
@@ -92,7 +95,8 @@ def test_wrong_offsets_reach_no_memory_outside() -> None:
     before = {name: operand.clone() for name, operand in inputs.operands.items()}
     for wrong in ([0, 1000, 70], [-5, 40, 70], [0, 40, 20], [60, 10, 1 << 30], [0, 40, 2**31 - 1]):
         for name in ("cu_seqlens_q", "cu_seqlens_k"):
-            bad = replace(inputs, **{name: torch.tensor(wrong, dtype=torch.int32)})
+            bounds: dict[str, Any] = {name: torch.tensor(wrong, dtype=torch.int32)}
+            bad = replace(inputs, **bounds)
             result = kernels.attention_forward_sm80(case, bad)
             assert result["out"].shape == (70, case.heads_q, case.value_dim)
             if name == "cu_seqlens_q":  # every row is written
