@@ -46,7 +46,7 @@ def plan() -> list[Task]:
 
 def key_of(task: Task) -> str:
     case, dtype, with_gradients = task
-    kind = "backward" if with_gradients else "piecewise" if case.is_piecewise else "forward"
+    kind = ("piecewise_" if case.is_piecewise else "") + ("backward" if with_gradients else "forward")
     return f"{kind}/{case.name}/{str(dtype).removeprefix('torch.')}"
 
 
