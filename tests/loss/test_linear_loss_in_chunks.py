@@ -13,9 +13,12 @@ from tests.loss import test_linear_cross_entropy as cases
 
 @pytest.fixture(autouse=True)
 def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 16 rows at least, so that there are several."""
+    """Chunks of 12 rows at least, so that there are several: 13 and 8 of the 21 rows that options are tried with.
+
+    Of 5 rows MKL sums the last in one long chain, with three times the error that it makes with 21.
+    """
     monkeypatch.setattr(_linear_loss, "_CHUNK_ELEMENTS", 1 << 14)
-    monkeypatch.setattr(_linear_loss, "_FEWEST_ROWS", 16)
+    monkeypatch.setattr(_linear_loss, "_FEWEST_ROWS", 12)
     ops = SimpleNamespace(linear_cross_entropy=_linear_loss.forward, linear_cross_entropy_scale_=_linear_loss.scale)
     monkeypatch.setattr(loss, "_ops", ops)
     monkeypatch.setattr(loss, "_linear_backward_op", _linear_loss.backward)

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import flagattn
+from tests.robustness.reserved import reserved
 
 
 def test_a_million_heads_of_tiny_sequences() -> None:
@@ -64,8 +65,9 @@ def test_decoding_over_a_cache_of_a_million_rows(dtype: torch.dtype) -> None:
     expected, lse = flagattn.flash_attn_with_kvcache(q, *page, return_lse=True)
     table = torch.zeros(1, pages, dtype=torch.int32)
     out, paged_lse = flagattn.flash_attn_with_kvcache(q, *page, block_table=table, return_lse=True)
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+    # A result is rounded at every one of the 1024 merges of 1024 keys each, always the same way where all are equal.
+    tolerance, merged = (1e-5, 1024 * 2.0**-24) if dtype == torch.float32 else (1e-2, 1e-2)
+    torch.testing.assert_close(out, expected, rtol=merged, atol=merged)
     torch.testing.assert_close(paged_lse, lse + torch.tensor(float(pages)).log(), rtol=1e-6, atol=1e-5)
     last = torch.full((1, 3), 127 * pages, dtype=torch.int32)  # the last page of so many that lie on each other
     many = [rows.expand(127 * pages + 1, 16, 2, 64) for rows in page]
@@ -78,10 +80,7 @@ def test_decoding_over_a_cache_of_a_million_rows(dtype: torch.dtype) -> None:
 def test_caches_whose_rows_lie_beyond_2_to_the_32(dtype: torch.dtype) -> None:
     """Batch rows and pages so far apart that an element's number passes 2^32; only the touched ones take memory."""
     stride = (1 << 31) + 64
-    try:
-        storages = [torch.empty(2 * stride + 6 * 2 * 16, dtype=dtype) for _ in range(2)]
-    except RuntimeError:
-        pytest.skip("this machine reserves no address range of 2^32 elements")
+    storages = [reserved(2 * stride + 6 * 2 * 16, dtype) for _ in range(2)]
     far = [storage.as_strided((3, 6, 2, 16), (stride, 32, 16, 1)) for storage in storages]
     for cache in far:
         cache.normal_()
