@@ -1,4 +1,4 @@
-"""The command `aquila2`: train, generate, tokenizer, configs, ledger, mentor, demo."""
+"""The command `aquila2`: train, generate, tokenizer, configs, ledger, mentor, report, demo."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.heurimentor.commands import add_commands
 from aquila2.heurimentor.engine.world import OtherRankFailed
+from aquila2.heurimentor.report.page import write_report
 from aquila2.sampling import Sampling
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import newest_valid
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_and_report(options: Options) -> Result:
-    """Trains, prints the held-out losses before and after, and draws the loss curve into the run's folder."""
+    """Trains, prints the held-out losses before and after, and leaves loss curve and report in the run's folder."""
     result = train(options)
     if result.rank:
         return result
@@ -69,16 +70,20 @@ def train_and_report(options: Options) -> Result:
     else:
         print_heldout(result)
     print(f"loss curve   {curve}")
+    print(f"report       {write_report(folder)}")
     print(f"checkpoint   {result.checkpoint}")
     return result
 
 
 def print_heldout(result: Result) -> None:
-    """Prints one line per source: held-out loss before and after."""
-    width = max(len(source) for source in result.heldout_before)
-    print(f"{'held-out loss':<{width + 2}}  before   after")
-    for source, before in result.heldout_before.items():
-        print(f"  {source:<{width}}  {before:6.3f}  {result.heldout_after[source]:6.3f}")
+    """Prints one line per domain: held-out loss before and after, with 95 % intervals."""
+    width = max(len("held-out loss"), *(len(domain) + 2 for domain in result.heldout_before))
+    print(f"{'held-out loss':<{width}}  {'before':<15}  after, nats per token")
+    for domain, before in result.heldout_before.items():
+        after = result.heldout_after[domain]
+        print(
+            f"  {domain:<{width - 2}}  {before.mean:6.3f} ± {before.half:5.3f}  {after.mean:6.3f} ± {after.half:5.3f}"
+        )
 
 
 def config_table() -> str:

@@ -261,20 +261,27 @@ class Aquila2ForCausalLM(nn.Module):
         positions: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        reduction: str = "mean",
     ) -> Tensor:
         """The loss of `forward` without its logits, which need more memory in training than all else together.
 
-        The head works in fp32, under autocast too. With no target at all the loss is 0. A batch-invariant model makes
-        its logits all the same, since products without them are torch's.
+        The head works in fp32, under autocast too. With no target at all the loss is 0, and with the reduction "none"
+        it is each token's, (B, S), 0 where there is no target. A batch-invariant model makes its logits all the same,
+        since products without them are torch's.
         """
         hidden = self.model(input_ids, self._context(input_ids, positions, cu_seqlens, max_seqlen, None))  # (B, S, E)
         weight = self.lm_head.weight
         if self.batch_invariant:
             with torch.autocast(hidden.device.type, enabled=False):
                 logits = self.lm_head.product(hidden, weight.to(hidden.dtype), None)
-            loss = flagattn.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, inplace_backward=True)
-            return cast(Tensor, loss)
-        return cast(Tensor, flagattn.linear_cross_entropy(hidden, weight, targets, ignore_index=IGNORE_INDEX))
+            loss = flagattn.cross_entropy(
+                logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction, inplace_backward=True
+            )
+        else:
+            loss = flagattn.linear_cross_entropy(
+                hidden, weight, targets, ignore_index=IGNORE_INDEX, reduction=reduction
+            )
+        return cast(Tensor, loss)
 
     def _context(
         self,

@@ -1,4 +1,4 @@
-"""The commands `aquila2 ledger` and `aquila2 mentor`."""
+"""The commands `aquila2 ledger`, `aquila2 mentor` and `aquila2 report`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from aquila2.heurimentor.ledger.locate import RunData, Suspect, suspects
 from aquila2.heurimentor.ledger.scorer import ModelScorer, checkpoint_after, checkpoint_before, scorer_of
 from aquila2.heurimentor.ledger.trace import Occurrence, occurrence_loss, trace
 from aquila2.heurimentor.mentor.decisions import Decision, parse_decisions
+from aquila2.heurimentor.report.page import follow_report, write_report
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import step_of
 from aquila2.training.data import prepare_source, segment_folder
@@ -28,7 +29,7 @@ PREVIEW = 60
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `ledger` and `mentor` to the parser's commands."""
+    """Adds `ledger`, `mentor` and `report` to the parser's commands."""
     command = commands.add_parser("ledger", help="what a run was trained on: prove it, and find documents in it")
     actions = command.add_subparsers(dest="action", required=True)
     action = actions.add_parser("audit", help="prove from the logs that every row was used exactly once per epoch")
@@ -70,6 +71,13 @@ def add_commands(commands: Any) -> None:
     action = actions.add_parser("show", help="list the decisions of a run: in force, planned, waiting, refused")
     action.add_argument("run_folder", metavar="RUN", help="folder of a training run")
     action.set_defaults(run=_show)
+
+    command = commands.add_parser("report", help="write one HTML page with a run's curves, decisions and alerts")
+    command.add_argument("run_folder", metavar="RUN", help="folder of a training run, at work or not")
+    command.add_argument("--out", default=None, metavar="FILE", help="where it goes; by default RUN/report.html")
+    command.add_argument("--follow", action="store_true", help="write it anew while the run is at work")
+    command.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="how often --follow writes")
+    command.set_defaults(run=_report)
 
 
 def _audit(parsed: argparse.Namespace) -> int:
@@ -205,6 +213,16 @@ def _show(parsed: argparse.Namespace) -> int:
         print(f"waiting   {Decision(wanted['what'], wanted['value'], wanted['after'])} ({wanted['by']})")
     for name, reason in rejected_requests(parsed.run_folder).items():
         print(f"refused   {name}: {reason}")
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    if not parsed.every > 0:
+        raise ValueError(f"--every must be positive, got {parsed.every:g}")
+    path = write_report(parsed.run_folder, parsed.out, parsed.every if parsed.follow else 0.0)
+    print(path, flush=True)
+    if parsed.follow:
+        follow_report(parsed.run_folder, parsed.out, parsed.every)
     return 0
 
 

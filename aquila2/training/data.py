@@ -137,14 +137,21 @@ def prepare_source(source: SourceOptions, heldout: float, tokenizer: Aquila2Toke
 
 
 def heldout_batches(folder: Path, options: DataOptions, rows: int) -> dict[str, list[Batch]]:
-    """Per source, the same held-out rows every time: at most `heldout_rows`, no token twice, `rows` per batch."""
+    """Per domain, the same held-out rows every time: of each source at most `heldout_rows`, no token twice.
+
+    Args:
+        folder: Where `prepare` has put the data.
+        options: Sources, domains and sizes.
+        rows: Of a batch, at most.
+    """
     batches: dict[str, list[Batch]] = {}
     for source in options.sources:
         segment = Segment(segment_folder(folder, source.name, "heldout"))
         seq_len = min(options.seq_len, segment.tokens)
         count = min(options.heldout_rows, segment.tokens // seq_len)
         numbers = [range(first, min(first + rows, count)) for first in range(0, count, rows)]
-        batches[source.name] = [pack([(source.name, segment.row(i, seq_len)) for i in part]) for part in numbers]
+        found = [pack([(source.name, segment.row(i, seq_len)) for i in part]) for part in numbers]
+        batches.setdefault(source.domain or source.name, []).extend(found)
     return batches
 
 

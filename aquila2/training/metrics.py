@@ -12,7 +12,8 @@ import torch
 
 from aquila2.atomic import atomic_write
 from aquila2.heurimentor.engine.world import World
-from aquila2.model import Aquila2ForCausalLM
+from aquila2.heurimentor.monitor.intervals import Estimate, ratio
+from aquila2.model import IGNORE_INDEX, Aquila2ForCausalLM
 from aquila2.training.data import Batch
 
 
@@ -79,27 +80,34 @@ def heldout_loss(
     device: torch.device,
     bf16: bool = False,
     world: World | None = None,
-) -> dict[str, float]:
-    """Mean cross-entropy per target of every source, and under "all" the mean over sources.
+) -> dict[str, Estimate]:
+    """Mean cross-entropy per target of every domain with its interval, and under "all" the mean over domains.
 
-    Ranks share the batches, and add what each gives in the order of batches, so that their number changes no bit.
+    Ranks share the batches, and rows are added in their order, so that the number of ranks changes no bit.
     """
     world = world or World()
     was_training = model.training
     model.eval()
-    parts = [(source, part) for source, several in batches.items() for part in several]
-    mine = []
+    parts = [(domain, part) for domain, several in batches.items() for part in several]
+    mine: list[list[tuple[float, int]]] = []
     for _, part in parts[world.rank :: world.size]:
         batch = part.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = model.loss(batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen)
-        mine.append(float(loss) * batch.num_targets)
+            losses = model.loss(
+                batch.input_ids,
+                batch.targets,
+                cu_seqlens=batch.cu_seqlens,
+                max_seqlen=batch.max_seqlen,
+                reduction="none",
+            )
+        counts = (batch.targets != IGNORE_INDEX).sum(1)
+        mine.append(list(zip(losses.double().sum(1).tolist(), counts.tolist(), strict=True)))
     model.train(was_training)
     everybody = world.gather(mine)
-    totals, counts = dict.fromkeys(batches, 0.0), dict.fromkeys(batches, 0)
-    for index, (source, part) in enumerate(parts):
-        totals[source] += everybody[index % world.size][index // world.size]
-        counts[source] += part.num_targets
-    losses = {source: totals[source] / counts[source] if counts[source] else math.nan for source in batches}
-    losses["all"] = sum(losses.values()) / len(losses)
-    return losses
+    rows: dict[str, list[tuple[float, int]]] = {domain: [] for domain in batches}
+    for index, (domain, _) in enumerate(parts):
+        rows[domain] += everybody[index % world.size][index // world.size]
+    found = {domain: ratio([s for s, _ in several], [n for _, n in several]) for domain, several in rows.items()}
+    mean = sum(estimate.mean for estimate in found.values()) / len(found)
+    half = math.sqrt(sum(estimate.half**2 for estimate in found.values())) / len(found)
+    return {**found, "all": Estimate(mean, half)}

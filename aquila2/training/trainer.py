@@ -21,6 +21,7 @@ from aquila2.heurimentor.engine.world import World, ranks_of
 from aquila2.heurimentor.ledger.book import NAME, share_out
 from aquila2.heurimentor.ledger.chain import scan
 from aquila2.heurimentor.ledger.lineage import Lineage
+from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.speed import Speed
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
@@ -49,17 +50,17 @@ class Progress:
     step: int = 0
     samples: int = 0
     tokens: int = 0
-    heldout: dict[str, float] = field(default_factory=dict)
+    heldout: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `train` returns: the trained model, its tokenizer, held-out losses before and after, and why it ended."""
+    """What `train` returns: model, tokenizer, the domains' held-out losses before and after, and why it ended."""
 
     model: Aquila2ForCausalLM
     tokenizer: Aquila2Tokenizer
-    heldout_before: dict[str, float]
-    heldout_after: dict[str, float]
+    heldout_before: dict[str, Estimate]
+    heldout_after: dict[str, Estimate]
     progress: Progress
     checkpoint: Path
     stopped_by: int | None
@@ -169,7 +170,7 @@ class Loop:
             self.world.rank,
         )
 
-    def _one_step(self, bar: tqdm[Any]) -> dict[str, float]:
+    def _one_step(self, bar: tqdm[Any]) -> dict[str, Estimate]:
         """One optimizer step with its record; returns held-out losses where they were due, else nothing."""
         started = time.perf_counter()
         order = self.world.tell(lambda: self._first().order())
@@ -251,7 +252,7 @@ class Loop:
         documents = self.stream.documents(order.draws, rows)
         return Suspects(means[worst], [f"{domain}/{entry.id}" for domain, entry in documents])
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self) -> dict[str, Estimate]:
         losses = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
         self.world.tell(lambda: self._first().measured(self.progress.step, losses))
         return losses
@@ -302,7 +303,8 @@ class Loop:
 
     def _resume(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer)
-        self.progress = Progress(state["step"], state["samples"], state["tokens"], state["heldout_before"])
+        self.progress = Progress(state["step"], state["samples"], state["tokens"])
+        self.progress.heldout = {domain: Estimate(*values) for domain, values in state["heldout_before"].items()}
         self._say(f"continuing {checkpoint}")
 
     def _due(self, every: int) -> bool:

@@ -167,7 +167,16 @@ def test_demo_on_own_data(
     demo = ("demo", "--data", text_folder, "--folder", tmp_path / "demo", *small)
     assert run(*demo, "run.tensorboard=false") == 0
     out = capsys.readouterr().out
-    for expected in ("yours", "loss.svg", "code:", "English:", "Chinese:", "attention  1.0 ms"):
+    for expected in (
+        "yours",
+        "±",
+        "loss.svg",
+        "demo/report.html",
+        "code:",
+        "English:",
+        "Chinese:",
+        "attention  1.0 ms",
+    ):
         assert expected in out
     assert run(*demo, "run.tensorboard=false") == 0  # replaces the first
 

@@ -18,6 +18,7 @@ from aquila2.heurimentor.ledger.chain import Line, scan
 from aquila2.heurimentor.ledger.control import answer_requests, rejected_requests
 from aquila2.heurimentor.ledger.lineage import Head, Lineage
 from aquila2.heurimentor.mentor.decisions import Decision, config_decisions
+from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.monitor import Alert, Monitor
 from aquila2.training.data import segment_folder
 from aquila2.training.metrics import MetricsLog, read_metrics
@@ -179,19 +180,18 @@ class Keeper:
                 _say(f"after step {order.step}: the ranks take {', '.join(map(str, proposal))} samples of a step")
         return self.lineage.samples
 
-    def measured(self, step: int, losses: Mapping[str, float]) -> None:
-        """Takes held-out losses."""
+    def measured(self, step: int, found: Mapping[str, Estimate]) -> None:
+        """Takes the domains' held-out losses."""
+        losses = {domain: estimate.mean for domain, estimate in found.items()}
         self.log.write("heldout", step, losses)
+        self.log.write("heldout_interval", step, {domain: estimate.half for domain, estimate in found.items()})
         drawn: Counter[str] = Counter()
         rows: Counter[str] = Counter()
         counts = self.lineage.schedule.counts(self.lineage.samples)
         for info, count in zip(self.lineage.schedule.segments, counts, strict=True):
             drawn[info.domain] += count
             rows[info.domain] += info.rows
-        epochs = {
-            source.name: drawn[source.domain or source.name] / rows[source.domain or source.name]
-            for source in self.options.data.sources
-        }
+        epochs = {domain: drawn[domain] / count for domain, count in rows.items()}
         stage = Settings.of(self.options, self.lineage).stage
         for alert in self.monitor.measured(losses, epochs, stage):
             self._tell(step, alert)

@@ -162,7 +162,10 @@ def test_sources_of_one_domain_share_its_samples(texts: Path, tmp_path: Path) ->
         {"name": "a", "path": str(texts / "words.jsonl"), "domain": "text"},
         {"name": "b", "path": str(texts / "sums.jsonl"), "domain": "text"},
     ]
-    trainer.train(options_for(texts, tmp_path / "run", data={"sources": sources}))
+    result = trainer.train(options_for(texts, tmp_path / "run", data={"sources": sources}))
+    assert list(result.heldout_after) == ["text", "all"]
+    intervals = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "heldout_interval"]
+    assert intervals[-1]["text"] == result.heldout_after["text"].half > 0
     uses = audit(tmp_path / "run").segments
     assert {use.segment.domain for use in uses} == {"text"}
     assert uses[0].drawn * uses[1].segment.rows == pytest.approx(uses[1].drawn * uses[0].segment.rows, rel=0.15)

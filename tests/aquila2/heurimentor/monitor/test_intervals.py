@@ -1,0 +1,58 @@
+"""Confidence intervals of held-out losses: quantiles, and how often intervals hold what they should."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from aquila2 import Aquila2ForCausalLM
+from aquila2.heurimentor.monitor.intervals import Estimate, quantile, ratio
+from aquila2.training.data import Batch
+from aquila2.training.metrics import heldout_loss
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (15, 2.131), (1000, 1.962)]
+)
+def test_quantiles_of_student(freedom: int, expected: float) -> None:
+    assert quantile(freedom) == pytest.approx(expected, rel=2e-3)
+
+
+def test_ratio_of_rows() -> None:
+    assert ratio([4.0, 9.0], [2, 3]).mean == pytest.approx(13 / 5)
+    one = ratio([4.0, 0.0], [2, 0])
+    assert one.mean == 2.0 and one.half == math.inf
+    assert all(math.isnan(value) for value in ratio([0.0], [0]))
+    assert math.isnan(ratio([math.nan, 1.0], [1, 1]).half)
+    assert ratio([2.0, 4.0, 6.0], [1, 2, 3]) == Estimate(2.0, 0.0)
+
+
+@pytest.mark.parametrize("rows", [4, 16])
+def test_intervals_hold_the_truth_in_95_of_100(rows: int) -> None:
+    draw = np.random.default_rng(rows)
+    held = 0
+    for _ in range(1000):
+        counts = draw.integers(20, 30, rows)
+        level = 3.0 + draw.normal(0, 0.4, rows)  # what the tokens of a row have in common
+        sums = [float(np.sum(draw.normal(mean, 1.0, count))) for mean, count in zip(level, counts, strict=True)]
+        mean, half = ratio(sums, counts.tolist())
+        held += abs(mean - 3.0) <= half
+    assert 925 <= held <= 975
+
+
+def test_a_model_s_rows(tiny_model: Aquila2ForCausalLM) -> None:
+    ids = torch.randint(0, 300, (3, 8))
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = targets[2, 2:] = -100
+    batch = Batch(ids, targets, torch.arange(0, 25, 8, dtype=torch.int32), 8, ["a"] * 3)
+    found = heldout_loss(tiny_model, {"a": [batch], "b": [batch]}, torch.device("cpu"))
+    each = tiny_model.loss(ids, targets, cu_seqlens=batch.cu_seqlens, max_seqlen=8, reduction="none")
+    assert each.shape == (3, 8) and not each[2, 2:].any()
+    assert found["a"] == found["b"]
+    mean = tiny_model.loss(ids, targets, cu_seqlens=batch.cu_seqlens).item()
+    assert found["a"].mean == pytest.approx(mean, rel=1e-5)
+    assert found["a"].half == pytest.approx(ratio(each.double().sum(1).tolist(), [7, 7, 2]).half, rel=1e-6)
+    assert found["all"].half == pytest.approx(found["a"].half / math.sqrt(2))
