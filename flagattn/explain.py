@@ -285,9 +285,11 @@ def _cuda_backward(head_dim: int, arguments: dict[str, Any]) -> str:
     rows = 128 if width == 64 and not terms else 64
     text = (
         f"blocks of {keys} keys of a key/value head against tiles of {rows} query rows, columns padded to {width}; "
-        "dq added up in the order of the key tiles; a block takes more shared memory than GPUs of compute capability "
-        "8.6, 8.9 and 12 have"
+        "dq added up in the order of the key tiles"
     )
+    if width != 64 or not terms:
+        text += "; GPUs of compute capability 8.6, 8.9 and 12 refuse it, as a block takes more than their 99 KiB of "
+        text += "shared memory"
     mask = arguments.get("attn_mask")
     if mask is not None and mask.dtype is not torch.bool:
         text += "; the gradient of attn_mask is a pass of its own"

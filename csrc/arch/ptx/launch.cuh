@@ -17,6 +17,25 @@ namespace flagattn::ptx {
 // Of kernels that share no memory.
 struct NoShared {};
 
+#if FLAGATTN_ON_GPU
+// Why CUDA refused a launch: first of all, whether the GPU gives a block the shared memory that the kernel takes.
+inline std::string refusal(cudaError_t error, int shared_bytes) {
+  int device, most, major, minor;
+  const auto ask = [&device](int& value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  };
+  if (cudaGetDevice(&device) == cudaSuccess && ask(most, cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
+      ask(major, cudaDevAttrComputeCapabilityMajor) && ask(minor, cudaDevAttrComputeCapabilityMinor) &&
+      shared_bytes > most) {
+    return "a block of this kernel takes " + std::to_string((shared_bytes + 1023) / 1024) +
+           " KiB of shared memory, but a GPU of compute capability " + std::to_string(major) + "." +
+           std::to_string(minor) + " gives at most " + std::to_string(most / 1024) +
+           " KiB; those of 8.0, 8.7, 9.0 and 10.0 give 163 or more";
+  }
+  return std::string("CUDA refused the launch: ") + cudaGetErrorString(error);
+}
+#endif
+
 // Enqueues `blocks` blocks of `threads` threads, each with a SharedStorage, that run kernel(argument). Launching no
 // block is allowed and does nothing. On the host the kernel has run when this returns.
 template <typename SharedStorage, typename Argument>
@@ -43,8 +62,9 @@ Status launch(void (*kernel)(const Argument), int64_t blocks, int threads, Strea
     error = cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
   }
   if (error == cudaSuccess) return Status::success();
+  const std::string why = refusal(error, kSharedBytes);
   static_cast<void>(cudaGetLastError());  // told here: it must not be taken for the next call's
-  return Status::error(std::string("CUDA refused the launch: ") + cudaGetErrorString(error));
+  return Status::error(why);
 #else
   static_cast<void>(stream);
   struct Call {
