@@ -1,10 +1,12 @@
 // attention_backward and piecewise_backward on CUDA: check, allocate, fill params, launch on torch's stream.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
 #include "attention/cuda/sm80/backward.h"
+#include "attention/cuda/sm80/checks.h"
 #include "torch/attention_args.h"
 #include "torch/cuda_stream.h"
 
@@ -24,6 +26,14 @@ Gradients run_backward(const AttentionArgs& args, const Tensor& dout, const std:
   params.forward = checked_params(args);
   check_backward(args.op, params, {args.name_q(), args.q}, {"dout", dout}, dlse, {"out", out}, {"lse", lse});
   const torch::stable::accelerator::DeviceGuard on_device(args.q.get_device_index());
+
+  // autograd hands on any view of a gradient, also one that the kernels cannot read in steps of 16 bytes.
+  std::optional<Tensor> own_dout;
+  if (!sm80::is_aligned(params.dout)) {
+    own_dout = empty_like_device(dout, dout.scalar_type(), dout.sizes());
+    torch::stable::copy_(*own_dout, dout);
+    params.dout = heads_input({"dout", *own_dout});
+  }
 
   const Tensor *bias = args.scores.bias, *sinks = args.scores.sinks;
   check(!needs_dbias || bias != nullptr, args.op, "needs_dbias is true, but there is no bias.");

@@ -47,6 +47,17 @@ def gradients(q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> tuple[Tensor, ..
     return torch.autograd.grad(flagattn.flash_attn_func(*leaves, causal=True), leaves, dout)
 
 
+def test_a_gradient_that_is_a_view_of_anything() -> None:
+    """torch.cat hands on a piece that begins 8 bytes into its rows, which the kernels cannot read where it lies."""
+    q, k, v = (torch.randn(1, 70, 4, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3))
+    wide = torch.randn(1, 70, 4 + 4 * 64, device="cuda", dtype=torch.bfloat16)
+    others = torch.zeros(1, 70, 4, device="cuda", dtype=torch.bfloat16)
+    joined = torch.cat([others, flagattn.flash_attn_func(q, k, v, causal=True).flatten(-2)], -1)
+    ours = torch.autograd.grad(joined, [q, k, v], wide)
+    expected = gradients(q, k, v, wide[..., 4:].unflatten(-1, (4, 64)).contiguous())
+    assert all(torch.equal(gradient, other) for gradient, other in zip(ours, expected, strict=True))
+
+
 def test_is_captured_in_a_graph() -> None:
     """More than one tile of keys, so that blocks wait for each other; a replay starts from cleared counters."""
     q, k, v, dout = (torch.randn(1, 700, 4, 64, device="cuda", dtype=torch.bfloat16) for _ in range(4))
