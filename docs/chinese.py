@@ -138,6 +138,13 @@ ENVIRONMENT_ZH = {
     "Another build of the CPU library to load, such as one with sanitizers.": (
         "改为加载另一份 CPU 库，例如带检查工具的构建。"
     ),
+    "1": "1",
+    "off": "关闭",
+    "Values that CUDA kernels only keep inside memory (offsets, lengths, pages, positions, targets) are looked at "
+    "before every call and refused where they are wrong, as the CPU always does. Each call then waits for the GPU.": (
+        "CUDA 内核对取值（偏移、长度、页号、位置、目标）只保证不越出内存；"
+        "设为 1 后，每次调用前都像 CPU 那样检查这些取值，有错就报错。这样每次调用都要等待 GPU。"
+    ),
     "a C++ compiler": "C++ 编译器",
     "c++": "c++",
     "The compiler.": "所用的编译器。",

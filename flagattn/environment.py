@@ -32,6 +32,14 @@ ENVIRONMENT = (
         "Another build of the CPU library to load, such as one with sanitizers.",
     ),
     EnvironmentVariable(
+        "FLAGATTN_CHECK",
+        "first call",
+        "1",
+        "off",
+        "Values that CUDA kernels only keep inside memory (offsets, lengths, pages, positions, targets) are looked at "
+        "before every call and refused where they are wrong, as the CPU always does. Each call then waits for the GPU.",
+    ),
+    EnvironmentVariable(
         "FLAGATTN_CUDA",
         "build",
         "AUTO, ON, OFF",

@@ -9,6 +9,7 @@
 #include "attention/cuda/sm80/checks.h"
 #include "torch/attention_args.h"
 #include "torch/cuda_stream.h"
+#include "torch/cuda_values.h"
 
 namespace flagattn {
 namespace {
@@ -24,6 +25,7 @@ Gradients run_backward(const AttentionArgs& args, const Tensor& dout, const std:
                        const Tensor& out, const Tensor& lse, bool needs_dbias) {
   AttentionBackwardParams params;
   params.forward = checked_params(args);
+  check_values_if_asked(args, params.forward);
   check_backward(args.op, params, {args.name_q(), args.q}, {"dout", dout}, dlse, {"out", out}, {"lse", lse});
   const torch::stable::accelerator::DeviceGuard on_device(args.q.get_device_index());
 

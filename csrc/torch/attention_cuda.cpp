@@ -7,6 +7,7 @@
 #include "attention/cuda/sm80/forward.h"
 #include "torch/attention_args.h"
 #include "torch/cuda_stream.h"
+#include "torch/cuda_values.h"
 
 namespace flagattn {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 // Rows behind the last packed sequence are the kernel's to clear: their number is known on the device only.
 std::tuple<Tensor, Tensor> run_forward(const AttentionArgs& args) {
   AttentionParams params = checked_params(args);
+  check_values_if_asked(args, params);
   const torch::stable::accelerator::DeviceGuard on_device(args.q.get_device_index());
   Tensor out = empty_out(params, args.q);
   Tensor lse = empty_lse(params, args.q);

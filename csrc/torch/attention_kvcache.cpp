@@ -4,6 +4,7 @@
 #include <tuple>
 #include <vector>
 
+#include "attention/cache_checks.h"
 #include "attention/cpu/attention.h"
 #include "attention/cpu/cache.h"
 #include "rotary/cpu/rotary.h"
@@ -28,19 +29,8 @@ std::tuple<Tensor, Tensor> attend(const AttentionArgs& args, AttentionParams& pa
 std::tuple<Tensor, Tensor> attend_cache(const AttentionArgs& args) {
   AttentionParams params = checked_params(args);
   check_values(args, params);
-  check(cpu::check_cache(params), args.op);
+  check(check_cache(params), args.op);
   return attend(args, params);
-}
-
-// seqlens[b] + i for row i of sequence b, or seqlens[b] for all its rows.
-std::vector<int64_t> positions_behind(const AttentionParams& params, int64_t rows, bool each_its_own) {
-  std::vector<int64_t> positions(static_cast<size_t>(params.batch * rows));
-  for (int64_t b = 0; b < params.batch; ++b) {
-    for (int64_t i = 0; i < rows; ++i) {
-      positions[static_cast<size_t>(b * rows + i)] = params.cache.seqlens[b] + (each_its_own ? i : 0);
-    }
-  }
-  return positions;
 }
 
 Tensor rotated(const RotaryArgs& args, const std::vector<int64_t>& positions) {
@@ -143,7 +133,7 @@ std::tuple<Tensor, Tensor> attention_kvcache_append(
   params.cache.appended = k.size(1);
   check_new_rows(op, keys, {"q", q}, params);
   check_new_rows(op, values, {"q", q}, params);
-  check(cpu::check_cache(params), op);
+  check(check_cache(params), op);
 
   // Positions outside the tables are found here, before anything is written.
   std::optional<Tensor> rotated_q, rotated_k;
@@ -211,7 +201,7 @@ std::tuple<Tensor, Tensor> piecewise_kvcache_append(
                            {{"k2", k2}, k2_cache, params.head_dim},
                            {{"v", v}, v_cache, params.head_dim_v}};
   for (const NewRows& rows : fresh) check_new_rows(op, rows, {"q1", q1}, params);
-  check(cpu::check_cache(params), op);
+  check(check_cache(params), op);
   for (const NewRows& rows : fresh) {
     cpu::append_to_cache(params, heads_input(rows.rows), heads_output(rows.cache), rows.head_dim, torch_threads());
   }

@@ -10,6 +10,7 @@
 #include "attention/cuda/sm80/decode.h"
 #include "torch/attention_args.h"
 #include "torch/cuda_stream.h"
+#include "torch/cuda_values.h"
 #include "torch/new_rows.h"
 #include "torch/rotary_args.h"
 
@@ -30,6 +31,7 @@ std::tuple<Tensor, Tensor> attend(const AttentionArgs& args, AttentionParams& pa
 
 std::tuple<Tensor, Tensor> attend_cache(const AttentionArgs& args) {
   AttentionParams params = checked_params(args);
+  check_values_if_asked(args, params);
   // The bound that comes with the lengths: blocks are made for as many keys.
   if (params.cu_seqlens_k != nullptr) params.seqlen_k = std::min(params.seqlen_k, args.max_seqlen_k);
   const torch::stable::accelerator::DeviceGuard on_device(args.q.get_device_index());
@@ -150,23 +152,29 @@ std::tuple<Tensor, Tensor> attention_kvcache_append(
   check(k.dim() == 4, op, "k has shape ", text_of(k.sizes()), "; it must be (batch, seqlen_new, heads_k, head_dim).");
   params.cache.appended = k.size(1);
   for (const NewRows* rows : {&keys, &values}) check_new_rows(op, *rows, {"q", q}, params);
+  check_values_if_asked(args, params);
 
   const torch::stable::accelerator::DeviceGuard on_device(q.get_device_index());
   sm80::AppendParams new_keys = plain_rows(params, keys);
   Tensor rotated_q = q;
   if (rotary_cos.has_value()) {
-    add_rotation({op, k, *rotary_cos, *rotary_sin, rotary_interleaved, false}, new_keys);
+    const bool own_positions = params.mask.window_left >= 0 || params.mask.window_right >= 0;
+    const RotaryArgs of_k{op, k, *rotary_cos, *rotary_sin, rotary_interleaved, false};
+    const RotaryArgs of_q{op, q, *rotary_cos, *rotary_sin, rotary_interleaved, false};
+    check_positions_if_asked(of_k, params, cache_seqlens, params.cache.appended, true);
+    check_positions_if_asked(of_q, params, cache_seqlens, params.seqlen_q, own_positions);
+    add_rotation(of_k, new_keys);
     rotated_q = empty_like_device(q, q.scalar_type(), q.sizes());
     sm80::AppendParams queries;
     queries.name = "q";
-    add_rotation({op, q, *rotary_cos, *rotary_sin, rotary_interleaved, false}, queries);
+    add_rotation(of_q, queries);
     queries.from = params.q;
     queries.to = heads_output(rotated_q);
     queries.rows = params.seqlen_q;
     queries.heads = params.heads_q;
     queries.head_dim = params.head_dim;
     queries.to_cache = false;
-    queries.own_positions = params.mask.window_left >= 0 || params.mask.window_right >= 0;
+    queries.own_positions = own_positions;
     append(args, params, queries);
     params.q = heads_input({"q", rotated_q});
   }
@@ -223,6 +231,7 @@ std::tuple<Tensor, Tensor> piecewise_kvcache_append(
         "; it must be (batch, seqlen_new, heads_k, head_dim).");
   params.cache.appended = k1.size(1);
   for (const NewRows* rows : {&near, &far, &values}) check_new_rows(op, *rows, {"q1", q1}, params);
+  check_values_if_asked(args, params);
 
   const torch::stable::accelerator::DeviceGuard on_device(q1.get_device_index());
   for (const NewRows* rows : {&near, &far, &values}) append(args, params, plain_rows(params, *rows));

@@ -4,6 +4,7 @@
 
 #include "loss/cuda/sm80/loss.h"
 #include "torch/cuda_stream.h"
+#include "torch/cuda_values.h"
 #include "torch/loss_args.h"
 
 namespace flagattn {
@@ -22,6 +23,7 @@ LossTensors cross_entropy(const Tensor& logits, const Tensor& targets, const std
   params.logits = strided_rows(op, x);
   params.in = loss_rows(op, x, rows_by_cols(x).cols, targets, token_weights, ignore_index, reduction, softcap, z_loss,
                         label_smoothing);
+  check_targets_if_asked(op, params.in, targets);
   const torch::stable::accelerator::DeviceGuard on_device(logits.get_device_index());
   LossTensors results = empty_results(x, params.in, &params.out);
   const Tensor scratch = doubles(logits, sm80::cross_entropy_scratch(params.in));
@@ -46,6 +48,7 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& dloss, const std::opt
   const Argument x("logits", logits);
   CrossEntropyBackwardParams params = loss_backward_params(op, dloss, dlse, x, targets, token_weights, lse_parts,
                                                            ignore_index, reduction, softcap, z_loss, label_smoothing);
+  check_targets_if_asked(op, params.in, targets);
   const torch::stable::accelerator::DeviceGuard on_device(logits.get_device_index());
   Tensor dlogits = empty_like_device(logits, x.dtype, x.sizes);
   params.dlogits = contiguous_rows(dlogits, params.in.classes);
@@ -62,6 +65,7 @@ void cross_entropy_backward_inplace(const std::optional<Tensor>& dloss, const st
   const Argument x("logits", logits);
   CrossEntropyBackwardParams params = loss_backward_params(op, dloss, dlse, x, targets, token_weights, lse_parts,
                                                            ignore_index, reduction, softcap, z_loss, label_smoothing);
+  check_targets_if_asked(op, params.in, targets);
   const torch::stable::accelerator::DeviceGuard on_device(logits.get_device_index());
   params.dlogits = params.logits;
   run_backward(op, params, logits);

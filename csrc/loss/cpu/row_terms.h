@@ -3,12 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <string>
 #include <vector>
 
-#include "arch/status.h"
 #include "loss/cpu/loss_isa.h"
 #include "loss/params.h"
+#include "loss/targets.h"
 
 namespace flagattn::cpu {
 
@@ -16,17 +15,6 @@ inline float weight_of(const LossRows& in, int64_t row) { return in.weights == n
 
 inline bool is_kept(const LossRows& in, int64_t row) {
   return in.targets[row] != in.options.ignore_index && weight_of(in, row) != 0.0f;
-}
-
-inline Status check_targets(const LossRows& in) {
-  for (int64_t row = 0; row < in.rows; ++row) {
-    const int64_t target = in.targets[row];
-    if (target == in.options.ignore_index || (0 <= target && target < in.classes)) continue;
-    return Status::error("targets holds " + std::to_string(target) + " at position " + std::to_string(row) +
-                         "; it must be from 0 to " + std::to_string(in.classes - 1) +
-                         ", or ignore_index = " + std::to_string(in.options.ignore_index) + ".");
-  }
-  return Status::success();
 }
 
 // What the sum of losses is divided by; 1 where nothing is to be divided, or nothing is there.
