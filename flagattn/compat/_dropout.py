@@ -13,9 +13,13 @@ def next_rng_state(dropout_p: float, device: torch.device) -> Tensor:
     """(seed, offset) of the next attention with dropout: what it will draw from torch's generator; zeros without."""
     if dropout_p == 0.0:
         return torch.zeros(2, dtype=torch.int64, device=device)
-    state = torch.get_rng_state()
+    on_cuda = device.type == "cuda"
+    state = torch.cuda.get_rng_state(device) if on_cuda else torch.get_rng_state()
     drawn = torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device)
-    torch.set_rng_state(state)
+    if on_cuda:
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
     return drawn
 
 
@@ -33,8 +37,13 @@ def signed_weights(
     """exp(score - the row's maximum), negative where dropout took the weight; for looking at, not for computing with.
 
     Returns:
-        (batch, heads_q, seqlen_q, seqlen_k), both lengths rounded up to multiples of 128, in q's dtype.
+        (batch, heads_q, seqlen_q, seqlen_k), both lengths rounded up to multiples of 128, in q's dtype, on its device;
+        computed on the CPU.
     """
+    device = q.device
+    q, k, rng_state = q.cpu(), k.cpu(), rng_state.cpu()
+    alibi_slopes = None if alibi_slopes is None else alibi_slopes.cpu()
+    packing = None if packing is None else (packing[0].cpu(), packing[1].cpu(), *packing[2:])
     if packing is None:
         lengths = [(q.shape[1], k.shape[1])] * q.shape[0]
         sequences = list(zip(q, k))
@@ -62,4 +71,4 @@ def signed_weights(
             scores = (scores - maxima.masked_fill(maxima == -torch.inf, 0.0)).exp()
         signs = torch.where(kept[index, :, :seqlen_q, :seqlen_k], 1.0, -1.0)
         weights[index, :, :seqlen_q, :seqlen_k] = (scores * signs).to(q.dtype)
-    return weights
+    return weights.to(device)
