@@ -22,6 +22,9 @@ from aquila2.rope import rope_tables
 
 IGNORE_INDEX = -100
 
+# Told a layer's number, its queries (B, S, Hq, D) and its keys (B, S, Hk, D), both rotated.
+Observer = Callable[[int, Tensor, Tensor], None]
+
 MlpFactory = Callable[[Aquila2Config, int], nn.Module]
 
 
@@ -84,6 +87,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.heads_q, self.heads_k = config.num_attention_heads, config.num_key_value_heads
+        self.observer: Observer | None = None
         self.interleaved = config.rope_interleaved
         width, bias = config.hidden_size, config.attention_bias
         self.q_proj = Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
@@ -98,6 +102,8 @@ class Attention(nn.Module):
             turned, context.cos, context.sin, interleaved=self.interleaved, positions=context.positions
         )
         q, k = torch.split(turned, [self.heads_q, self.heads_k], dim=2)  # (B, S, Hq, D), (B, S, Hk, D)
+        if self.observer is not None:
+            self.observer(self.layer, q, k)
         out: object
         if context.cache is not None:
             out = context.cache.attend(self.layer, q, k, v)

@@ -30,19 +30,27 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, last_step: int, tensorboard: bool) -> None:
-        self.path = folder / "metrics.jsonl"
-        kept = [record for record in read_metrics(folder) if record["step"] <= last_step]
+        self.folder, self.path, self.tensorboard = folder, folder / "metrics.jsonl", tensorboard
+        self._open(last_step)
+
+    def _open(self, last_step: int) -> None:
+        kept = [record for record in read_metrics(self.folder) if record["step"] <= last_step]
         atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._writer: Any = None
-        if tensorboard:
+        if self.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ModuleNotFoundError(
                     "tensorboard is not installed; install it (pip install tensorboard) or set run.tensorboard=false"
                 ) from error
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=last_step + 1)
+
+    def go_back(self, last_step: int) -> None:
+        """Removes the records of later steps, which are undone."""
+        self.close()
+        self._open(last_step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes one record; numbers in it also become scalars named kind/key."""

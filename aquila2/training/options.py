@@ -111,8 +111,10 @@ class MonitorOptions:
 
     window: int = 64  # steps that a step is compared with
     sigmas: float = 6.0  # robust standard deviations from which on a loss or gradient norm is a spike
-    spike: str = "warn"  # warn, skip: the step is not applied and its samples count as skipped, or stop
-    not_finite: str = "stop"  # stop or skip
+    # What is done about a step: warn; skip: it is not applied, and its samples count as skipped; rewind: the run goes
+    # back to the newest checkpoint, and all samples from there to the step's end are skipped; or stop.
+    spike: str = "warn"
+    not_finite: str = "stop"  # skip, rewind or stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,12 +208,12 @@ class Options:
             (self.monitor.window >= 16, f"monitor.window must be at least 16, got {self.monitor.window}"),
             (self.monitor.sigmas > 0, f"monitor.sigmas must be positive, got {self.monitor.sigmas}"),
             (
-                self.monitor.spike in ("warn", "skip", "stop"),
-                f"monitor.spike must be warn, skip or stop, got {self.monitor.spike!r}",
+                self.monitor.spike in ("warn", "skip", "rewind", "stop"),
+                f"monitor.spike must be warn, skip, rewind or stop, got {self.monitor.spike!r}",
             ),
             (
-                self.monitor.not_finite in ("skip", "stop"),
-                f"monitor.not_finite must be skip or stop, got {self.monitor.not_finite!r}",
+                self.monitor.not_finite in ("skip", "rewind", "stop"),
+                f"monitor.not_finite must be skip, rewind or stop, got {self.monitor.not_finite!r}",
             ),
             (self.run.keep > 0, f"run.keep must be at least 1, got {self.run.keep}"),
             *(

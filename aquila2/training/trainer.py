@@ -23,6 +23,7 @@ from aquila2.heurimentor.ledger.chain import scan
 from aquila2.heurimentor.ledger.lineage import Lineage
 from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.speed import Speed
+from aquila2.heurimentor.monitor.weights import largest_scores, weight_moments
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import (
@@ -183,7 +184,7 @@ class Loop:
         waited = time.perf_counter() - started
         applied = self._update(order, places, part, waited)
         if applied is None:  # its samples are skipped
-            self.progress.samples = order.end
+            bar.n = self.progress.samples
             return {}
         reports, loss, norm = applied
         tokens = order.count * self.options.data.seq_len
@@ -204,7 +205,8 @@ class Loop:
     ) -> tuple[list[RankReport], float, float] | None:
         """Gradients of all micro-batches on all ranks, weighted by their targets, clipped, and applied.
 
-        Returns what every rank reports, the loss and the norm of the gradient; None where the monitor skips the step.
+        Returns what every rank reports, the loss and the norm of the gradient; None where the monitor has the step
+        skipped, or the run go back.
         """
         started = time.perf_counter()
         count = max(1, self.world.sum(sum(batch.num_targets for batch in part.batches)))
@@ -230,8 +232,14 @@ class Loop:
         alert = self.world.tell(lambda: self._first().judge(total, norm))
         if alert is not None:
             suspects = self.world.gather(self._suspects(order, places, part, losses, count))
-            if not self.world.tell(lambda: self._first().allows(order, alert, total, norm, suspects)):
+            verdict = self.world.tell(lambda: self._first().verdict(order, alert, total, norm, suspects))
+            if not verdict.applies:
                 self.optimizer.zero_grad(set_to_none=True)
+                self.progress.samples = order.end
+                if verdict.checkpoint is not None:
+                    self._resume(verdict.checkpoint)
+                    back = verdict.checkpoint
+                    self.progress.samples = self.world.tell(lambda: self._first().go_back(back, order, alert, suspects))
                 return None
         for group in self.optimizer.param_groups:
             group["lr"] = order.rate
@@ -255,7 +263,15 @@ class Loop:
     def _measure(self) -> dict[str, Estimate]:
         losses = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
         self.world.tell(lambda: self._first().measured(self.progress.step, losses))
+        self.world.tell(self._look_inside)
         return losses
+
+    def _look_inside(self) -> None:
+        """The first rank's look at weights, and at attention over the first held-out batch of every domain."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            firsts = [several[0].to(self.device) for several in self.heldout.values() if several]
+            scores = largest_scores(self.model, firsts)
+        self._first().inside(self.progress.step, self.progress.tokens, weight_moments(self.model), scores)
 
     def _checkpoint_to_continue(self) -> Path | None:
         """The newest checkpoint that is whole and whose steps the ledger has not undone."""

@@ -20,12 +20,18 @@ from aquila2.heurimentor.ledger.lineage import Head, Lineage
 from aquila2.heurimentor.mentor.decisions import Decision, config_decisions
 from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.monitor import Alert, Monitor
+from aquila2.heurimentor.monitor.weights import pooled, trajectory
+from aquila2.training.checkpoints import checkpoint_to_continue, step_of
 from aquila2.training.data import segment_folder
 from aquila2.training.metrics import MetricsLog, read_metrics
 from aquila2.training.options import Options
 
 MOST_DOCUMENTS = 8  # named in a sentence
 MOST_REFUSED = 8  # steps in a row
+MOST_RETURNS = 3  # to the same checkpoint
+
+Moments = Sequence[tuple[float, float]]
+Curves = tuple[int, Mapping[str, Sequence[float]]]  # tokens trained, and per kind the deviations of the layers
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,13 @@ class Suspects(NamedTuple):
     documents: list[str]
 
 
+class Verdict(NamedTuple):
+    """Whether a step is applied; if not, the checkpoint that the run goes back to, None where it skips the step."""
+
+    applies: bool
+    checkpoint: Path | None = None
+
+
 class Keeper:
     """Keeps the ledger of a run, its metrics and its monitor.
 
@@ -89,9 +102,11 @@ class Keeper:
 
     def __init__(self, options: Options, head: Head | None, ranks: int, log: MetricsLog) -> None:
         self.options, self.folder, self.log = options, Path(options.run.folder), log
-        self.monitor = Monitor(options.monitor, read_metrics(self.folder))
+        self.curves: Curves | None = None
+        self._look_back()
         self.shares = Shares()
         self.refused = 0
+        self.returns: Counter[int] = Counter()
         if head is None and not _has_recipe(self.folder, options):
             # A beginning that no step stands on, and that a crash has cut off.
             (self.folder / NAME).unlink(missing_ok=True)
@@ -101,6 +116,13 @@ class Keeper:
             self.book = Book(self.folder, head)
         if options.train.shares == "equal" or len(self.lineage.ranks) != ranks:
             self.share([1] * ranks)
+
+    def _look_back(self) -> None:
+        """Takes up what the metrics know of the steps so far."""
+        records = read_metrics(self.folder)
+        self.monitor = Monitor(self.options.monitor, records)
+        looks = [record for record in records if record["kind"] == "weights"]
+        self.curves = (looks[-1]["tokens"], looks[-1]["layers"]) if looks else None
 
     @property
     def lineage(self) -> Lineage:
@@ -140,30 +162,55 @@ class Keeper:
         """What the monitor has against applying the step at hand."""
         return self.monitor.judge(loss, norm)
 
-    def allows(self, order: Order, alert: Alert, loss: float, norm: float, ranks: Sequence[Suspects]) -> bool:
-        """Tells an alert with the documents that it may come from; whether the step is applied all the same.
+    def verdict(self, order: Order, alert: Alert, loss: float, norm: float, ranks: Sequence[Suspects]) -> Verdict:
+        """Tells an alert with the documents that it may come from; what is done about the step.
 
         A step that is not applied is entered as a decision to skip its samples, so that a continued run skips them too.
 
         Raises:
             FloatingPointError: The run is to stop there.
         """
-        worst = max(range(len(ranks)), key=lambda rank: (not math.isfinite(ranks[rank].loss), ranks[rank].loss))
+        worst = _worst(ranks)
         documents = ", ".join(ranks[worst].documents[:MOST_DOCUMENTS])
         self._tell(order.step, alert, rank=worst, documents=ranks[worst].documents)
         policy = getattr(self.options.monitor, alert.kind)
         if policy == "warn":
-            return True
+            return Verdict(True)
         self.refused += 1
         if policy == "skip" and self.refused <= MOST_REFUSED:
             self.book.decide("skip", {"samples": order.count}, by=f"monitor: {alert.sentence}")
-            return False
+            return Verdict(False)
         again = f", the {self.refused}th in a row" if self.refused > 1 else ""
+        if policy == "rewind":
+            checkpoint = checkpoint_to_continue(self.folder / "checkpoints", _say, self.lineage.objection)
+            if checkpoint is not None and self.returns[step_of(checkpoint)] < MOST_RETURNS:
+                return Verdict(False, checkpoint)
+            again += f", and went back {MOST_RETURNS} times" if checkpoint else ", and has no checkpoint to go back to"
         raise FloatingPointError(
             f"step {order.step} has the gradient norm {norm} and the loss {loss}{again}, so the run stops there with "
             f"nothing of that step applied or saved; rank {worst} fares worst, with the documents "
             f"{documents or 'unknown'}; try a smaller optimizer.lr in another run.folder"
         )
+
+    def go_back(self, checkpoint: Path, order: Order, alert: Alert, ranks: Sequence[Suspects]) -> int:
+        """Undoes the steps since a checkpoint, and skips all samples from there to the end of a step.
+
+        What made a step jump lies as often in the steps before it as in its own documents. Returns the next sample.
+        """
+        step = step_of(checkpoint)
+        self.returns[step] += 1
+        self.book.rewind(step)
+        count = order.end - self.lineage.samples
+        self.book.decide("skip", {"samples": count}, by=f"monitor: {alert.sentence}")
+        self.log.go_back(step)
+        self._look_back()
+        sentence = (
+            f"{alert.sentence}; the run goes back from step {order.step} to step {step} and skips {count} samples"
+        )
+        worst = _worst(ranks)
+        told = Alert("rewind", alert.subject, sentence)
+        self._tell(step, told, rank=worst, documents=ranks[worst].documents)
+        return self.lineage.samples
 
     def commit(self, order: Order, digest: int, values: Mapping[str, float], busy: Sequence[float]) -> int:
         """Enters that all ranks have taken the step, in the ledger and in the metrics; returns the next free sample."""
@@ -196,6 +243,18 @@ class Keeper:
         for alert in self.monitor.measured(losses, epochs, stage):
             self._tell(step, alert)
 
+    def inside(self, step: int, tokens: int, moments: Mapping[str, Moments], scores: Mapping[int, float]) -> None:
+        """Takes mean and spread of the weights, layer by layer, and the largest attention scores of some layers."""
+        values: dict[str, Any] = {"tokens": tokens}
+        for kind, layers in moments.items():
+            values[f"{kind}_mean"], values[f"{kind}_std"] = pooled(layers)
+        curves = {kind: [std for _, std in layers] for kind, layers in moments.items()}
+        self.log.write("weights", step, {**values, "layers": curves})
+        self.log.write("attention", step, {f"layer_{layer}": score for layer, score in scores.items()})
+        if self.curves is not None and tokens > self.curves[0]:
+            self.log.write("trajectory", step, trajectory(self.curves[1], curves, tokens - self.curves[0]))
+        self.curves = (tokens, curves)
+
     def _tell(self, step: int, alert: Alert, **more: Any) -> None:
         values = {"alert": alert.kind, "subject": alert.subject, "sentence": alert.sentence, **more}
         self.log.write("alert", step, values)
@@ -211,6 +270,11 @@ class Keeper:
     def close(self) -> None:
         """Lets go of the ledger."""
         self.book.close()
+
+
+def _worst(ranks: Sequence[Suspects]) -> int:
+    """The rank whose batch fared worst; one that is not finite comes first."""
+    return max(range(len(ranks)), key=lambda rank: (not math.isfinite(ranks[rank].loss), ranks[rank].loss))
 
 
 def _has_recipe(folder: Path, options: Options) -> bool:

@@ -10,6 +10,7 @@ from aquila2.heurimentor.monitor import detectors
 from aquila2.training.options import MonitorOptions
 
 KEPT_WINDOWS = 16
+CALM_SHARE = 0.05  # of a step's time: waits for data above it do not end a stall
 
 
 class Alert(NamedTuple):
@@ -73,6 +74,8 @@ class Monitor:
             kinds.add("divergence")
             found.append(Alert("divergence", "loss", detectors.divergence(list(self.losses), window) or ""))
         waits = detectors.data_stall(list(self.waits), list(self.seconds))
+        if detectors.data_stall(list(self.waits), list(self.seconds), CALM_SHARE):
+            kinds.remove("data_stall")  # not over yet, where it was told
         found.append(Alert("data_stall", "data", waits or ""))
         slow = detectors.straggler(list(self.busy), self.rows)
         found += [Alert("straggler", f"rank {slow[0]}", slow[1])] if slow else []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +16,26 @@ from aquila2.config import Aquila2Config
 # Dense bf16 products with fp32 sums, in FLOP/s, as their makers state them.
 PEAKS = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H200": 989e12, "H20": 148e12}
 TRIAL_SIZE, TRIAL_SECONDS = 512, 0.05
+# Parameters of LLaMA-2's models and the A100 hours that its report gives for 2.0e12 tokens each.
+LLAMA2_HOURS = {6.74e9: 184_320, 33.7e9: 1_038_336, 69.0e9: 1_720_320}
+LLAMA2_TOKENS = 2.0e12
+
+
+def llama2_speed(parameters: float) -> float:
+    """Tokens per second and GPU at which LLaMA-2 would have trained a model of that size, an estimate from its hours.
+
+    Between its sizes on the line through the two neighbours' logarithms; beyond them a GPU does as many multiplications
+    per second as for the nearest.
+    """
+    sizes = sorted(LLAMA2_HOURS)
+    speeds = [LLAMA2_TOKENS / 3600 / LLAMA2_HOURS[size] for size in sizes]
+    if parameters <= sizes[0]:
+        return speeds[0] * sizes[0] / parameters
+    if parameters >= sizes[-1]:
+        return speeds[-1] * sizes[-1] / parameters
+    right = bisect_right(sizes, parameters)
+    share = math.log(parameters / sizes[right - 1]) / math.log(sizes[right] / sizes[right - 1])
+    return float(speeds[right - 1] * (speeds[right] / speeds[right - 1]) ** share)
 
 
 def flops_per_token(config: Aquila2Config, seq_len: int) -> float:
@@ -57,6 +79,7 @@ class Speed:
         self.device = device
         peak = peak_flops(device) * ranks
         self._share_per_speed = flops_per_token(config, seq_len) / peak if peak else 0.0
+        self._llama2 = llama2_speed(config.num_parameters) * ranks
 
     def values(self, tokens: int, seconds: float, busy: Sequence[float]) -> dict[str, float]:
         """The record of a step.
@@ -67,8 +90,9 @@ class Speed:
             busy: What each rank's own forward and backward passes took.
 
         Returns:
-            seconds; tokens_per_second; mfu, the share of the peak (0 where that is not known); memory, the largest so
-            far in bytes, on the device where it is a GPU; skew, the slowest rank's time over the middle one's.
+            seconds; tokens_per_second; mfu, the share of the peak (0 where that is not known); llama2, the speed over
+            what LLaMA-2's report lets expect of as many GPUs as there are ranks; memory, the largest so far in bytes,
+            on the device where it is a GPU; skew, the slowest rank's time over the middle one's.
         """
         speed = tokens / seconds
         middle = statistics.median(busy)
@@ -76,6 +100,7 @@ class Speed:
             "seconds": seconds,
             "tokens_per_second": speed,
             "mfu": speed * self._share_per_speed,
+            "llama2": speed / self._llama2,
             "memory": float(self._memory()),
             "skew": max(busy) / middle if middle > 0 else 1.0,
         }

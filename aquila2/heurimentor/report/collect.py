@@ -15,7 +15,7 @@ from aquila2.heurimentor.ledger.book import NAME
 from aquila2.heurimentor.ledger.chain import Line, scan
 from aquila2.heurimentor.ledger.lineage import Lineage
 from aquila2.heurimentor.mentor.decisions import Decision
-from aquila2.heurimentor.report.charts import Mark, Point
+from aquila2.heurimentor.report.charts import Mark, Point, Series
 from aquila2.heurimentor.verified import NotVerified, read_manifest
 from aquila2.training.checkpoints import head_of, list_checkpoints, step_of
 from aquila2.training.lock import is_held
@@ -24,6 +24,7 @@ from aquila2.training.options import Options, load_options
 
 RECENT = 64  # steps that present speed is the middle of
 EPOCH_POINTS = 100
+_OTHERS = ("kind", "step", "tokens", "layers")
 
 
 class Checkpoint(NamedTuple):
@@ -81,6 +82,11 @@ class RunView:
     def curve(self, key: str, kind: str = "train") -> list[Point]:
         """A value over steps, where it was recorded."""
         return [(record["step"], record[key]) for record in self.of_kind(kind) if key in record]
+
+    def series(self, kind: str, ending: str = "") -> list[Series]:
+        """A curve for every value of records of a kind whose name has the ending."""
+        names = {name: None for r in self.of_kind(kind) for name in r if name.endswith(ending) and name not in _OTHERS}
+        return [Series(name.removesuffix(ending).replace("_", " "), self.curve(name, kind), "dots") for name in names]
 
     def domains(self) -> list[str]:
         """All domains, in the order in which the run came to know them."""

@@ -134,8 +134,25 @@ def charts_of(view: RunView) -> list[Chart]:
             "mfu", "Share of the device's arithmetic (MFU)", "share of the peak", {"mfu": "MFU"},
             from_zero=True, percent=True,
         ),
+        one(
+            "llama2", "Pace beside LLaMA-2's", "share of its tokens per second", {"llama2": "share"},
+            "its report's GPU hours (A100) for a model of this size, as many GPUs as ranks",
+            from_zero=True, percent=True,
+        ),
         one("skew", "Rank skew", "slowest rank over the middle one", {"skew": "skew"}),
         one("memory", "Memory", "bytes, largest so far", {"memory": "first rank"}, from_zero=True),
+        Chart(
+            "scores", "Largest attention score", "q.k / sqrt(D), before the softmax", view.series("attention"),
+            "exact, on the first held-out batch of every domain", marks, x_end=end,
+        ),
+        Chart(
+            "weights", "Spread of the weights", "standard deviation", view.series("weights", "_std"), "", marks,
+            log=True, x_end=end,
+        ),
+        Chart(
+            "trajectory", "Weight trajectory", "Fréchet distance per 1e9 tokens", view.series("trajectory"),
+            "of each kind's standard deviations over the layers, between two measurements", marks, log=True, x_end=end,
+        ),
     ]  # fmt: skip
 
 

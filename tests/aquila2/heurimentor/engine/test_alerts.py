@@ -85,6 +85,48 @@ def test_a_run_of_broken_steps_stops(texts: Path, tmp_path: Path, monkeypatch: p
         trainer.train(options_for(texts, tmp_path / "run", monitor={"not_finite": "skip"}))
 
 
+def test_a_rewind_goes_back_to_a_checkpoint_and_skips_to_the_end_of_the_step(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    sections: dict[str, Any] = {
+        "train": {"samples": 120},
+        "run": {"save_every": 8, "eval_every": 10},
+        "monitor": {"spike": "rewind"},
+        "optimizer": {"lr": 1e-3},
+    }
+    trainer.train(options_for(texts, plain, **sections, decisions=[{"after": 16, "skip": 32}]))
+    with monkeypatch.context() as context:
+        poison_sample(context, {95: 40.0})
+        trainer.train(options_for(texts, run, **sections))
+    assert (
+        "the run goes back from step 24 to step 16 and skips 32 samples (rank 0, documents " in capsys.readouterr().err
+    )
+    # As if somebody had known it, to the last bit.
+    assert losses_of(run) == losses_of(plain) and len(losses_of(run)) == 22
+    result = audit(run, data=True)
+    assert not result.faults and (result.steps, result.undone) == (22, 7)
+    assert sum(use.skipped for use in result.segments) == 32
+    assert [line.record["cause"] for line in lineage_of(run).resumes] == ["rewind"]
+    (alert,) = [record for record in read_metrics(run) if record.get("alert") == "rewind"]
+    assert (alert["step"], alert["kind"], alert["subject"], alert["rank"]) == (16, "alert", "loss", 0)
+    assert alert["documents"]
+    for checkpoint in sorted((run / "checkpoints").glob("step-*"))[1:]:
+        checkpoint.rename(checkpoint.with_suffix(".away"))
+    trainer.train(options_for(texts, run, **sections))
+    assert losses_of(run) == losses_of(plain) and not audit(run, data=True).faults
+
+
+def test_a_rewind_ends(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison_sample(monkeypatch, dict.fromkeys(range(8, 48, 4), math.nan))
+    sections: dict[str, Any] = {"monitor": {"not_finite": "rewind"}}
+    with pytest.raises(FloatingPointError, match=r"step 3 .*, and has no checkpoint to go back to"):
+        trainer.train(options_for(texts, tmp_path / "none", **sections))
+    with pytest.raises(FloatingPointError, match=r"step 3 .*, the 4th in a row, and went back 3 times"):
+        trainer.train(options_for(texts, tmp_path / "run", run={"save_every": 2}, **sections))
+    assert not audit(tmp_path / "run", data=True).faults
+
+
 @pytest.mark.parametrize("policy", ["warn", "skip"])
 def test_a_spike(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, capsys: pytest.CaptureFixture[str]

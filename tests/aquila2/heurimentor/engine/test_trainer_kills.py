@@ -57,7 +57,7 @@ assert os.waitpid(start(), 0)[1] == 0
 """
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_killed_run_equals_itself_undisturbed(tmp_path: Path, kills: int) -> None:
     write_texts(tmp_path / "texts")
     run, calm = tmp_path / "run", tmp_path / "calm"

@@ -142,6 +142,14 @@ def test_the_monitor_tells_once_until_it_is_over() -> None:
     assert [a.subject for a in monitor.measured({"a": 3.0, "all": 3.0}, {}, "second")] == [""]
 
 
+def test_a_stall_around_the_limit_is_told_once() -> None:
+    monitor = Monitor(MonitorOptions(window=16))
+    told = []
+    for step in range(200):
+        told += monitor.step(step_record(2.0, 0.085 + 0.04 * math.sin(step / 8)), [1.0], [4])
+    assert [alert.kind for alert in told] == ["data_stall"]
+
+
 def test_a_continued_monitor_remembers() -> None:
     curve = healthy(64)
     records = [{"kind": "train", "step": i, **step_record(loss)} for i, loss in enumerate(curve)]

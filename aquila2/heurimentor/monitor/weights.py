@@ -1,0 +1,138 @@
+"""What weights and attention look like from inside: spread per kind and layer, its trajectory, the largest scores.
+
+A trajectory compares two moments of a run: for every kind of weight the standard deviations of its layers are a curve
+over the layers, and the Fréchet distance of two such curves, per thousand million tokens between them, says how fast
+that kind still moves (Aquila2 technical report, 2024, section 7).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aquila2.model import Aquila2ForCausalLM
+from aquila2.training.data import Batch
+
+KINDS = {
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "o": "self_attn.o_proj.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+    "input_norm": "input_layernorm.weight",
+    "post_norm": "post_attention_layernorm.weight",
+}
+QUERY_BLOCK = 256
+BILLION = 1e9
+
+
+@torch.no_grad()
+def weight_moments(model: Aquila2ForCausalLM) -> dict[str, list[tuple[float, float]]]:
+    """Mean and standard deviation of every kind of weight, layer by layer; kinds that the model lacks are left out."""
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    for layer in model.model.layers:
+        weights = dict(layer.named_parameters())
+        for kind, name in KINDS.items():
+            if name in weights:
+                std, mean = torch.std_mean(weights[name].float(), correction=0)
+                found[kind].append((float(mean), float(std)))
+    return {kind: moments for kind, moments in found.items() if moments}
+
+
+def pooled(moments: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean and standard deviation of all layers of a kind together; its layers are equally large."""
+    mean = math.fsum(m for m, _ in moments) / len(moments)
+    square = math.fsum(s * s + (m - mean) ** 2 for m, s in moments) / len(moments)
+    return mean, math.sqrt(square)
+
+
+def frechet(first: Sequence[float], second: Sequence[float]) -> float:
+    """The discrete Fréchet distance of two curves over the layers, whose points are (layer, value).
+
+    The least, over all ways to walk along both without going back, of the largest distance on the way.
+
+    Raises:
+        ValueError: A curve without points.
+    """
+    if not first or not second:
+        raise ValueError("a curve must have at least one point")
+    row: list[float] = []
+    for i, a in enumerate(first):
+        before, row = row, []
+        for j, b in enumerate(second):
+            reached = row[-1:] + before[j : j + 1] + before[max(j - 1, 0) : j]
+            row.append(max(math.hypot(i - j, a - b), min(reached, default=0.0)))
+    return row[-1]
+
+
+def trajectory(
+    before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], tokens: int
+) -> dict[str, float]:
+    """How far the standard deviations of every kind moved, per thousand million tokens.
+
+    Args:
+        before, after: Per kind, the standard deviation of every layer.
+        tokens: Trained in between, at least 1.
+    """
+    return {kind: frechet(before[kind], after[kind]) * BILLION / tokens for kind in after if kind in before}
+
+
+def sampled_layers(layers: int) -> list[int]:
+    """The first, the middle and the last layer."""
+    return sorted({0, layers // 2, layers - 1})
+
+
+@torch.no_grad()
+def largest_scores(model: Aquila2ForCausalLM, batches: Iterable[Batch]) -> dict[int, float]:
+    """The largest attention score before the softmax that tokens of `batches` have in the sampled layers.
+
+    The kernels keep row maxima to themselves, so queries and keys of these layers are multiplied once more: an exact
+    maximum, over few rows. Growing scores come before a divergence that a too large learning rate makes.
+    """
+    attentions: list[Any] = [layer.self_attn for layer in model.model.layers]
+    largest = dict.fromkeys(sampled_layers(len(attentions)), -math.inf)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            bounds = batch.cu_seqlens.tolist()
+
+            def look(layer: int, q: Tensor, k: Tensor, bounds: list[int] = bounds) -> None:
+                largest[layer] = max(largest[layer], _largest_score(q.flatten(0, 1), k.flatten(0, 1), bounds))
+
+            for layer in largest:
+                attentions[layer].observer = look
+            model.loss(batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen)
+    finally:
+        for layer in largest:
+            attentions[layer].observer = None
+        model.train(was_training)
+    return largest
+
+
+def _largest_score(q: Tensor, k: Tensor, bounds: Sequence[int]) -> float:
+    """The largest q.k / sqrt(D) under the causal mask of each document.
+
+    Args:
+        q: (T, Hq, D).
+        k: (T, Hk, D).
+        bounds: Where documents begin, and the end of the last.
+    """
+    group = q.shape[1] // k.shape[1]
+    largest = -math.inf
+    for start, end in pairwise(bounds):
+        keys = k[start:end].float().permute(1, 2, 0)  # (Hk, D, s)
+        for first in range(start, end, QUERY_BLOCK):
+            last = min(first + QUERY_BLOCK, end)
+            queries = q[first:last].float().unflatten(1, (-1, group)).permute(1, 2, 0, 3)  # (Hk, G, b, D)
+            scores = queries @ keys[:, None, :, : last - start]  # (Hk, G, b, keys)
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1 + first - start)
+            largest = max(largest, float(scores.masked_fill_(later, -math.inf).max()))
+    return largest / math.sqrt(q.shape[-1])
