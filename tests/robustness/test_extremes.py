@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 import flagattn
+from flagattn import reference
+from flagattn.testing import assert_close_to_oracle
 from tests.robustness.reserved import reserved
 
 
@@ -33,15 +37,14 @@ def test_a_million_sequences_in_a_batch() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decoding_over_a_million_keys(dtype: torch.dtype) -> None:
-    length = 1_000_003
-    q = torch.randn(1, 1, 4, 8, dtype=dtype)
-    k, v = (torch.randn(1, length, 1, 8, dtype=dtype) for _ in range(2))
-    out, lse = flagattn.flash_attn_func(q, k, v, causal=True, return_lse=True)
-    scores = torch.einsum("bqhd,bkgd->bhqk", q.double(), k.double()) / 8**0.5
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-5)
-    expected = torch.einsum("bhqk,bkgd->bqhd", scores.softmax(-1), v.double())
-    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance * 0.01)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 1, 4, 8, generator=generator).to(dtype)
+    k, v = (torch.randn(1, 1_000_003, 1, 8, generator=generator).to(dtype) for _ in range(2))
+    ours = flagattn.flash_attn_func(q, k, v, causal=True, return_lse=True)
+    plain = reference.attention(q, k, v, causal=True)
+    ref64 = reference.attention(q.double(), k.double(), v.double(), causal=True)
+    for name, *results in zip(("out", "lse"), ours, plain, ref64, strict=True):
+        assert_close_to_oracle(*results, name)
 
 
 def test_a_mean_over_a_million_keys_keeps_its_digits() -> None:
@@ -56,24 +59,35 @@ def test_a_mean_over_a_million_keys_keeps_its_digits() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decoding_over_a_cache_of_a_million_rows(dtype: torch.dtype) -> None:
-    """One page of 16 rows, a million times over: as a table's entries, and as a cache that repeats it.
-
-    Seen as a cache, it has 2^34 elements; an equal share of every row of the page is what comes out.
-    """
+    """One page of 16 rows, 65536 times over, as a table's entries: an equal share of each is what comes out."""
     pages = 1 << 16
-    q, page = torch.randn(1, 1, 4, 64).to(dtype), torch.randn(2, 1, 16, 2, 64).to(dtype)
-    expected, lse = flagattn.flash_attn_with_kvcache(q, *page, return_lse=True)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 1, 4, 64, generator=generator).to(dtype)
+    page = torch.randn(2, 1, 16, 2, 64, generator=generator).to(dtype)
     table = torch.zeros(1, pages, dtype=torch.int32)
-    out, paged_lse = flagattn.flash_attn_with_kvcache(q, *page, block_table=table, return_lse=True)
-    # A result is rounded at every one of the 1024 merges of 1024 keys each, always the same way where all are equal.
-    tolerance, merged = (1e-5, 1024 * 2.0**-24) if dtype == torch.float32 else (1e-2, 1e-2)
-    torch.testing.assert_close(out, expected, rtol=merged, atol=merged)
-    torch.testing.assert_close(paged_lse, lse + torch.tensor(float(pages)).log(), rtol=1e-6, atol=1e-5)
-    last = torch.full((1, 3), 127 * pages, dtype=torch.int32)  # the last page of so many that lie on each other
-    many = [rows.expand(127 * pages + 1, 16, 2, 64) for rows in page]
-    assert many[0].numel() > 1 << 33
-    thrice = flagattn.flash_attn_with_kvcache(q, *many, block_table=last)
-    torch.testing.assert_close(thrice, expected, rtol=tolerance, atol=tolerance)
+    out, lse = flagattn.flash_attn_with_kvcache(q, *page, block_table=table, return_lse=True)
+    ref64, one_page_lse = reference.attention(q.double(), *page.double())
+    for head in range(2):  # one after the other, so that the plain rows are not there all at once
+        group = slice(2 * head, 2 * head + 2)
+        rows = (tensor[:, :, head : head + 1].repeat(1, pages, 1, 1) for tensor in page)
+        plain, plain_lse = reference.attention(q[:, :, group], *rows)
+        assert_close_to_oracle(out[:, :, group], plain, ref64[:, :, group], "out")
+        assert_close_to_oracle(lse[:, group], plain_lse, one_page_lse[:, group] + math.log(pages), "lse")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_of_2_to_the_34_elements(dtype: torch.dtype) -> None:
+    """A page that is repeated in place; the table names the last three."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 1, 4, 64, generator=generator).to(dtype)
+    page = torch.randn(2, 1, 16, 2, 64, generator=generator).to(dtype)
+    count = 1 << 23
+    table = torch.arange(count - 3, count, dtype=torch.int32)[None]
+    many = [rows.expand(count, 16, 2, 64) for rows in page]
+    assert many[0].numel() == 1 << 34
+    out = flagattn.flash_attn_with_kvcache(q, *many, block_table=table)
+    expected = flagattn.flash_attn_with_kvcache(q, *page, block_table=torch.zeros_like(table))
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

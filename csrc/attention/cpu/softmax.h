@@ -19,13 +19,15 @@ inline constexpr float kNoMaximum = -1e38f;
 struct PanelStatistics {
   alignas(64) float maximum[kPanel];
   alignas(64) float sum[kPanel];
-  bool fresh;  // until a tile is taken in: nothing has been written to the outputs
+  alignas(64) float rest[kPanel];  // what the sum lost to rounding where chunks joined
+  bool fresh;                      // until a tile is taken in: nothing has been written to the outputs
 };
 
 FLAGATTN_INLINE void reset(PanelStatistics& statistics) {
   for (int column = 0; column < kPanel; ++column) {
     statistics.maximum[column] = kNoMaximum;
     statistics.sum[column] = 0.0f;
+    statistics.rest[column] = 0.0f;
   }
   statistics.fresh = true;
 }
@@ -86,7 +88,8 @@ struct ChunkFactors {
   F32 before[kNV], chunk[kNV];
 };
 
-// Takes a chunk's statistics in.
+// Takes a chunk's statistics in. Sums of a thousand chunks would lose ten bits in one chain of fp32 additions, which
+// round alike where chunks are alike: what is lost is kept.
 FLAGATTN_INLINE ChunkFactors merge_statistics(PanelStatistics& statistics, const PanelStatistics& chunk, F32 factor) {
   ChunkFactors factors;
   FLAGATTN_UNROLL for (int v = 0; v < kNV; ++v) {
@@ -96,8 +99,13 @@ FLAGATTN_INLINE ChunkFactors merge_statistics(PanelStatistics& statistics, const
     factors.before[v] = exp2((before - after) * factor);
     factors.chunk[v] = exp2((other - after) * factor);
     after.store(statistics.maximum + column);
+    const F32 earlier = F32::load(statistics.sum + column) * factors.before[v];
     const F32 added = F32::load(chunk.sum + column) * factors.chunk[v];
-    fma(F32::load(statistics.sum + column), factors.before[v], added).store(statistics.sum + column);
+    const F32 sum = earlier + added;
+    const F32 share = sum - earlier;  // of `added` in the rounded sum
+    const F32 lost = (earlier - (sum - share)) + (added - share);
+    fma(F32::load(statistics.rest + column), factors.before[v], lost).store(statistics.rest + column);
+    sum.store(statistics.sum + column);
   }
   return factors;
 }
@@ -110,18 +118,22 @@ struct RowResult {
   float lse;
 };
 
+inline double sum_of(const PanelStatistics& statistics, int column) {
+  return static_cast<double>(statistics.sum[column]) + statistics.rest[column];
+}
+
 // `factor` makes an exponent to base e of a score. In double, since the parts of a large LSE would each be rounded at
 // its size.
 FLAGATTN_INLINE RowResult row_result(const PanelStatistics& statistics, int column, double factor) {
-  const float sum = statistics.sum[column];
-  if (sum == 0.0f) return {0.0f, kHidden};
-  return {1.0f / sum, static_cast<float>(statistics.maximum[column] * factor + ::log(static_cast<double>(sum)))};
+  const double sum = sum_of(statistics, column);
+  if (sum == 0.0) return {0.0f, kHidden};
+  return {1.0f / static_cast<float>(sum), static_cast<float>(statistics.maximum[column] * factor + ::log(sum))};
 }
 
 // A sink, one more exponent, joins the sum: relative to whichever is larger, so that nothing overflows.
 FLAGATTN_INLINE RowResult row_result_with_sink(const PanelStatistics& statistics, int column, double factor,
                                                float sink) {
-  const double sum = statistics.sum[column], maximum = statistics.maximum[column] * factor;
+  const double sum = sum_of(statistics, column), maximum = statistics.maximum[column] * factor;
   if (sum == 0.0) return {0.0f, sink};
   if (sink > maximum) {
     const double weight = ::exp(maximum - sink), total = 1.0 + weight * sum;
