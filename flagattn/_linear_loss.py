@@ -157,12 +157,5 @@ def backward(
     return dhidden.view(hidden.shape) if needs_dhidden else dhidden, dweight.to(weight.dtype)
 
 
-def scale(dloss: Tensor, dhidden: Tensor, dweight: Tensor) -> None:
-    """Gradients that the forward took, times the one that arrives at the loss."""
-    for gradient in (dhidden, dweight):
-        gradient.mul_(dloss)
-
-
 torch.library.impl("flagattn::linear_cross_entropy", "CUDA", forward)
 torch.library.impl("flagattn::linear_cross_entropy_backward", "CUDA", backward)
-torch.library.impl("flagattn::linear_cross_entropy_scale_", "CUDA", scale)

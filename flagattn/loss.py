@@ -51,8 +51,8 @@ def cross_entropy(
         token_weights: (...), floating; each row's loss, z-loss included, is multiplied by its weight. Weight 0 leaves a
             row out as `ignore_index` does. Not differentiated.
         inplace_backward: the gradient overwrites the logits; a backward that still needs them then raises torch's error
-            about a tensor modified in place. Where they are not contiguous or are a leaf, whose `.grad` would be its
-            own memory, and under torch.compile and torch.func, the gradient is a new tensor.
+            about a tensor modified in place. Where they are not contiguous or are a leaf or a view of one, whose
+            `.grad` would be its own memory, and under torch.compile and torch.func, the gradient is a new tensor.
         return_lse: also return lse.
 
     Returns:
@@ -76,8 +76,8 @@ def cross_entropy(
     options = _options(ignore_index, reduction, softcap, z_loss, label_smoothing)
     arguments = (rows_contiguous(logits), targets, weights, *options)
     traced = torch.compiler.is_compiling() or are_transforms_active()
-    may_overwrite = inplace_backward and not traced and logits.requires_grad and not logits.is_leaf
-    if may_overwrite and logits.is_contiguous():
+    may_overwrite = inplace_backward and not traced and logits.requires_grad and logits.is_contiguous()
+    if may_overwrite and not _is_of_leaf(logits):
         loss, lse = _InPlace.apply(*arguments)
     else:
         loss, lse, _ = _cross_entropy(*arguments)
@@ -145,6 +145,11 @@ def linear_cross_entropy(
     taken = (takes and hidden.requires_grad, takes and weight.requires_grad)
     results = _linear(rows_contiguous(hidden), rows_contiguous(weight), targets, weights, *options, *taken)
     return (results[0], results[1]) if return_lse else results[0]
+
+
+def _is_of_leaf(tensor: Tensor) -> bool:
+    """Whether its memory is a leaf's."""
+    return tensor.is_leaf or (tensor._base is not None and tensor._base.is_leaf)
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -377,11 +382,10 @@ class _Eager(torch.autograd.Function):
             return *_recomputed(ctx, dloss, dlse, ctx.saved_tensors), *[None] * 9
         dhidden, dweight = gradients
         del gradients  # so that autograd finds no other owner and need not copy
-        scale = dloss.item()
-        if scale != 1.0:
+        if not (dloss.is_cpu and dloss.item() == 1.0):  # nobody waits for another device's value
             for gradient in (dhidden, dweight):
                 if gradient is not None:
-                    gradient.mul_(scale)
+                    gradient.mul_(dloss)
         if dhidden is not None:
             dhidden = dhidden.to(ctx.hidden_dtype)
         return dhidden, dweight, *[None] * 9

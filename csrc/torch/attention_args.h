@@ -23,13 +23,13 @@ struct AttentionArgs {
   const Tensor& q;
   const Tensor& k;
   const Tensor& v;
-  const Tensor* q2;  // piecewise attention: the far pair; else null
-  const Tensor* k2;
+  const Tensor* q2 = nullptr;  // piecewise attention: the far pair
+  const Tensor* k2 = nullptr;
   const std::optional<Tensor>& cu_seqlens_q;
   const std::optional<Tensor>& cu_seqlens_k;
-  int64_t max_seqlen_q;
-  int64_t max_seqlen_k;
-  int64_t dist_threshold;
+  int64_t max_seqlen_q = 0;
+  int64_t max_seqlen_k = 0;
+  int64_t dist_threshold = 0;
   double softmax_scale;
   int64_t window_left;
   int64_t window_right;
@@ -238,17 +238,14 @@ inline AttentionParams checked_params(const AttentionArgs& args) {
   // Numbers
   check(args.window_left >= -1 && args.window_right >= -1, op, "the window is (", args.window_left, ", ",
         args.window_right, "); each side must be -1 (unbounded) or not negative.");
-  check(args.softcap >= 0.0, op, "softcap is ", args.softcap, "; it must be 0 (off) or positive.");
   // Distances beyond any sequence are all alike; cut off, sums with them stay far from overflow.
   constexpr int64_t kBeyond = int64_t{1} << 40;
   params.mask = {std::min(args.window_left, kBeyond), std::min(args.window_right, kBeyond)};
   params.dist_threshold = std::clamp(params.dist_threshold, -kBeyond, kBeyond);
   params.softmax_scale = static_cast<float>(args.softmax_scale);
-  params.softcap = static_cast<float>(args.softcap);
+  params.softcap = checked_softcap(op, args.softcap);
   check(std::isfinite(params.softmax_scale), op, "softmax_scale is ", args.softmax_scale,
         "; it must be finite in fp32.");
-  check(std::isfinite(params.softcap) && (params.softcap > 0.0f) == (args.softcap > 0.0), op, "softcap is ",
-        args.softcap, "; it must be 0 (off), or positive and finite in fp32.");
   check_score_args(op, args.scores, q, params);
   return params;
 }

@@ -1,6 +1,7 @@
 // The arguments that all cross-entropy ops share: checked, and written into params. Serves CPU and CUDA.
 #pragma once
 
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -33,9 +34,10 @@ inline LossRows loss_rows(const char* op, const Argument& x, int64_t classes, co
   if (token_weights.has_value()) in.weights = check_per_row(op, {"token_weights", *token_weights}, in.rows);
   check(0 <= reduction && reduction <= 2, op, "reduction is ", reduction,
         "; it must be 0 (none), 1 (mean) or 2 (sum).");
+  check(std::isfinite(static_cast<float>(z_loss)), op, "z_loss is ", z_loss, "; it must be finite in fp32.");
   in.options = {.ignore_index = ignore_index,
                 .reduction = static_cast<Reduction>(reduction),
-                .softcap = static_cast<float>(softcap),
+                .softcap = checked_softcap(op, softcap),
                 .z_loss = static_cast<float>(z_loss),
                 .label_smoothing = static_cast<float>(label_smoothing)};
   return in;

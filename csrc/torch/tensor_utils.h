@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
@@ -164,6 +165,14 @@ inline void check_shape(const char* op, const Argument& argument, std::initializ
   for (size_t i = 0; same && i < wanted.size(); ++i) same = argument.sizes[i] == wanted[i];
   check(same, op, argument.name, " has shape ", text_of(argument.sizes), "; it must be ", meaning, " = ",
         text_of(wanted), ".");
+}
+
+inline float checked_softcap(const char* op, double softcap) {
+  check(softcap >= 0.0, op, "softcap is ", softcap, "; it must be 0 (off) or positive.");
+  const auto cap = static_cast<float>(softcap);
+  check(std::isfinite(cap) && (cap > 0.0f) == (softcap > 0.0), op, "softcap is ", softcap,
+        "; it must be 0 (off), or positive and finite in fp32.");
+  return cap;
 }
 
 }  // namespace flagattn

@@ -215,11 +215,14 @@ def test_inplace_backward_is_known_to_whoever_else_needs_the_logits() -> None:
     assert told >= 2
 
 
-def test_the_gradient_of_a_leaf_has_its_own_memory() -> None:
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x.view(2, 3, 50), lambda x: x.view(300)[50:].view(5, 50)])
+def test_the_gradient_of_a_leaf_has_its_own_memory(view: Callable[[Tensor], Tensor]) -> None:
     leaf = logits_of((6, 50), torch.float32).requires_grad_()
     before = leaf.detach().clone()
-    flagattn.cross_entropy(leaf, targets_of((6, 50)), inplace_backward=True).backward()
+    logits = view(leaf)
+    flagattn.cross_entropy(logits, targets_of(tuple(logits.shape)), inplace_backward=True).backward()
     assert torch.equal(leaf, before)
+    assert leaf.grad is not None and not torch.equal(leaf.grad, before)
 
 
 def test_same_bits_for_any_thread_count(cpu_level: str, set_threads) -> None:
@@ -316,6 +319,9 @@ def test_bad_input() -> None:
         (ValueError, "z_loss is nan", (x, t), {"z_loss": torch.nan}),
         (ValueError, "label_smoothing is 1.5", (x, t), {"label_smoothing": 1.5}),
         (TypeError, "ignore_index is None", (x, t), {"ignore_index": None}),
+        (RuntimeError, "softcap is 1e-50; it must be 0 (off), or positive and finite", (x, t), {"softcap": 1e-50}),
+        (RuntimeError, "softcap is 1e+300; it must be 0 (off), or positive and finite", (x, t), {"softcap": 1e300}),
+        (RuntimeError, "z_loss is 1e+300; it must be finite in fp32", (x, t), {"z_loss": 1e300}),
         (RuntimeError, "targets holds 8 at position 2; it must be from 0 to 7", (x, torch.tensor([1, 2, 8, 4])), {}),
         (RuntimeError, "targets holds -1 at position 0", (x, torch.tensor([-1, 2, 8, 4])), {}),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,14 +44,16 @@ def weights_of(rows: int) -> Tensor:
     return weights
 
 
-def check(tensors: dict[str, Tensor], targets: Tensor, **options: Any) -> None:
+def check(
+    tensors: dict[str, Tensor], targets: Tensor, by: Callable[..., Any] = reference.linear_cross_entropy, **options: Any
+) -> None:
     """The loss alone, whose gradients the forward takes, and the loss with lse, whose gradients the backward makes."""
 
-    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
-        return reference.linear_cross_entropy(hidden, weight, targets, **options)[0]
+    def plain(hidden: Tensor, weight: Tensor) -> Any:
+        return by(hidden, weight, targets, **options)[0]
 
-    def plain_both(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.linear_cross_entropy(hidden, weight, targets, **options)
+    def plain_both(hidden: Tensor, weight: Tensor) -> Any:
+        return by(hidden, weight, targets, **options)
 
     check_against_oracle(lambda **x: flagattn.linear_cross_entropy(targets=targets, **x, **options), plain, tensors)
     check_against_oracle(
@@ -64,15 +67,19 @@ def test_oracle(cpu_level: str, shape: tuple[int, int, int], dtype: torch.dtype)
     check(operands(shape, dtype), targets_of(shape[0], shape[2]))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_options(cpu_level: str, dtype: torch.dtype, reduction: str) -> None:
+def check_options(dtype: torch.dtype, reduction: str, by: Callable[..., Any] = reference.linear_cross_entropy) -> None:
     tensors, targets = operands((21, 40, 1200), dtype), targets_of(21, 1200)
     for softcap, z_loss, smoothing, weights in itertools.product((0.0, 5.0), (0.0, 1e-2), (0.0, 0.1), (False, True)):
         options = {"softcap": softcap, "z_loss": z_loss, "label_smoothing": smoothing}
         if weights:
             options["token_weights"] = weights_of(21)
-        check(tensors, targets, reduction=reduction, **options)
+        check(tensors, targets, by, reduction=reduction, **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_options(cpu_level: str, dtype: torch.dtype, reduction: str) -> None:
+    check_options(dtype, reduction)
 
 
 @pytest.mark.parametrize("hidden_dtype,weight_dtype", tuple(itertools.permutations(DTYPES, 2)), ids=str)
@@ -188,6 +195,27 @@ def test_the_weight_gradient_is_handed_over() -> None:
     taken = loss.grad_fn.gradients[1].data_ptr()
     loss.backward()
     assert leaves["weight"].grad.data_ptr() == taken
+
+
+@pytest.mark.parametrize("takes", [("hidden", "weight"), ("hidden",), ("weight",)], ids=str)
+@pytest.mark.parametrize("upstream", [1.0, -2.5, 0.0])
+def test_gradients_that_were_taken_on_the_way_are_scaled(upstream: float, takes: tuple[str, ...]) -> None:
+    tensors, targets = operands((30, 24, 700), torch.float32), targets_of(30, 700)
+    leaves = [tensors[name].requires_grad_() for name in takes]
+    plain = torch.autograd.grad(flagattn.linear_cross_entropy(targets=targets, **tensors), leaves)
+    gradients = torch.autograd.grad(
+        flagattn.linear_cross_entropy(targets=targets, **tensors), leaves, torch.tensor(upstream)
+    )
+    for ours, unscaled in zip(gradients, plain, strict=True):
+        assert torch.equal(ours, unscaled * upstream)
+
+
+def test_nothing_waits_for_a_device() -> None:
+    """Meta tensors have no values: asking for one raises."""
+    leaves = [torch.randn(size, 24, device="meta", requires_grad=True) for size in (30, 700)]
+    loss = flagattn.linear_cross_entropy(*leaves, torch.zeros(30, dtype=torch.int64, device="meta"))
+    gradients = torch.autograd.grad(loss * 2, leaves)
+    assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in leaves]
 
 
 def test_checkpointing() -> None:
