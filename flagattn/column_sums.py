@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from flagattn import _load
-from flagattn._checks import check_dense_operands, padded, prepared, rows_contiguous, scale_or_default, window_bounds
+from flagattn._checks import (
+    check_dense_operands,
+    padded,
+    prepared,
+    rows_contiguous,
+    scale_or_default,
+    under_autocast,
+    window_bounds,
+)
 
 _load.load()
 _ops: Any = torch.ops.flagattn
@@ -37,6 +45,7 @@ def attention_column_sums(
 
     Not differentiable. Source: FlagAttention's total attention (FlagOpen, 2023).
     """
+    q, k = under_autocast(q, k)  # as attention's were, whose LSE this is
     seqlen_q, _, head_dim, _ = check_dense_operands(q, k, k, ("q", "k", "k"))
     _check_lse(lse, q, seqlen_q)
     left, right = window_bounds((-1, -1), causal)

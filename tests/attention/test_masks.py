@@ -284,6 +284,15 @@ def test_column_sums(causal: bool, dtype: torch.dtype, cpu_level: str) -> None:
     torch.testing.assert_close(sums.sum(-1), rows, rtol=1e-4, atol=1e-3)
 
 
+def test_column_sums_under_autocast_are_those_of_what_attention_saw() -> None:
+    q, k = (torch.randn(2, 64, 4, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, lse = flagattn.flash_attn_func(q, k, k, return_lse=True)
+        for keys in (k, k.bfloat16()):
+            sums = flagattn.attention_column_sums(q, keys, lse)
+            torch.testing.assert_close(sums.sum(-1), torch.full((2, 4), 64.0), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("lse", "error"),
     [(None, TypeError), (torch.zeros(1, 2, 5).double(), TypeError), (torch.zeros(1, 5, 2), ValueError)],
