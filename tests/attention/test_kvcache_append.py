@@ -269,6 +269,7 @@ def test_wrong_arguments() -> None:
         (TypeError, "num_splits", (q, k_cache, v_cache), {"num_splits": 1.5}),
         (RuntimeError, "not differentiable", (q.clone().requires_grad_(), k_cache, v_cache), {}),
         (RuntimeError, "expanded", (q, k_cache[:1].expand(3, -1, -1, -1), v_cache, k, v), {"cache_seqlens": seqlens}),
+        (RuntimeError, "begin at the same element", (q, k_cache, k_cache, k, v), {"cache_seqlens": seqlens}),
     ):
         with pytest.raises(error, match=message):
             call(*arguments, **options)
