@@ -45,12 +45,13 @@ def main(arguments: list[str]) -> int:
     store = not options.keyword or options.output is not None
     folder = options.output or results.RESULTS / machine.this_machine()
 
-    code, measured = 0, {}
+    code, measured = 0, dict[str, dict[str, Any]]()
     for name in chosen:
         keyword = options.keyword if name != "machine" else None
         module_code, raw = measure(name, keyword)
         code = code or module_code
-        files = results.split_by_module(raw, command) if raw else {}
+        beside = measured["machine"]["rows"] if "machine" in measured else []
+        files = results.split_by_module(raw, command, beside) if raw else {}
         measured.update(files)
         if store:
             for path in results.write(files, folder):

@@ -241,7 +241,7 @@ ACTIVATION = NORM
 LINEAR = tuple(LinearShape(rows, 1024, 4096, dtype) for dtype, rows in product(("fp32", "bf16"), (1, 16, 512, 2048)))
 HEADS = (
     HeadShape(4096, 1024, 100_000, "fp32"),
-    HeadShape(512, 512, 32_000, "bf16"),
+    HeadShape(256, 256, 8_000, "bf16"),
 )
 LOGITS = (RowsShape(1024, 32_000, "fp32"), RowsShape(1024, 32_000, "bf16"))
 ROTARY = (RotaryShape(2048, 32, 128, "fp32"), RotaryShape(2048, 32, 128, "bf16"))

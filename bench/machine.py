@@ -97,13 +97,17 @@ def touch_heap(size: int = HEAP_BYTES) -> None:
 
 
 def commit() -> str:
-    """The short hash of HEAD, with `+` where tracked files differ from it; `unknown` outside a git checkout."""
+    """The short hash of HEAD, with `+` where tracked files but results differ; `unknown` outside a git checkout."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
-        changed = [line for line in git("status", "--porcelain", "--untracked-files=no").splitlines() if line]
+        changed = [
+            line
+            for line in git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results").splitlines()
+            if line
+        ]
         return git("rev-parse", "--short=10", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -29,8 +29,13 @@ def all_rows(files: Files) -> list[Row]:
     return [row for content in files.values() for row in content["rows"]]
 
 
+def measured_beside(content: dict[str, Any]) -> list[Row]:
+    """A file's rows and the machine's own rates of the same run."""
+    return [*content.get("machine_rows", []), *content["rows"]]
+
+
 def machine_rates(rows: Sequence[Row], threads: int = 2) -> tuple[float, float]:
-    """(FLOP/s of sgemm, bytes/s of a copy) as this machine's own rows give them; 0 where they are missing."""
+    """(FLOP/s of sgemm, bytes/s of a copy) as the machine's rows among them give them; 0 where they are missing."""
 
     def median_rate(class_: str, work: str) -> float:
         for row in rows:
@@ -122,9 +127,9 @@ def _mean(rows: Sequence[Row], peer: str, field: str, factor: float, form: str) 
 
 def suite_tables(files: Files) -> list[tuple[str, dict[str, Any], list[str], list[list[str]]]]:
     """(suite, its result file, header, lines) for every suite, in the order they were measured."""
-    rates = machine_rates(all_rows(files))
     tables = []
     for content in sorted(files.values(), key=lambda content: content["rows"][0]["suite"] != "machine"):
+        rates = machine_rates(measured_beside(content))
         suites = dict.fromkeys(row["suite"] for row in content["rows"])
         for suite in suites:
             header, lines = _grid_of([row for row in content["rows"] if row["suite"] == suite], *rates)

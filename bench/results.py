@@ -13,8 +13,13 @@ RESULTS = ROOT / "bench" / "results"
 SCHEMA = 1
 
 
-def split_by_module(report: dict[str, Any], command: str) -> dict[str, dict[str, Any]]:
-    """pytest-benchmark's JSON -> {"attention": one result file, ...}; rows without our `extra_info` are left out."""
+def split_by_module(
+    report: dict[str, Any], command: str, machine_rows: list[dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """pytest-benchmark's JSON -> {"attention": one result file, ...}; rows without our `extra_info` are left out.
+
+    `machine_rows` are the machine's own rates of the same run: a file keeps those that it was measured beside.
+    """
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in report["benchmarks"]:
         info = entry["extra_info"]
@@ -34,6 +39,7 @@ def split_by_module(report: dict[str, Any], command: str) -> dict[str, dict[str,
             "date": report["datetime"][:19],
             "commit": report["commit_info"]["id"],
             "conditions": report["machine_info"],
+            "machine_rows": machine_rows or [],
             "rows": _rounded(found),
         }
         for module, found in rows.items()
@@ -56,9 +62,11 @@ def write(files: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
     paths = []
     for module, content in files.items():
         path = folder / f"{module}.json"
-        rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in content["rows"])
-        head = json.dumps({**content, "rows": []}, ensure_ascii=False, indent=1)
-        path.write_text(head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n", encoding="utf-8")
+        text = json.dumps({**content, "machine_rows": [], "rows": []}, ensure_ascii=False, indent=1)
+        for field in ("machine_rows", "rows"):
+            lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in content.get(field, []))
+            text = text.replace(f'"{field}": []', f'"{field}": [\n{lines}\n ]' if lines else f'"{field}": []')
+        path.write_text(text + "\n", encoding="utf-8")
         paths.append(path)
     return paths
 

@@ -249,10 +249,10 @@ def asked(language: str, up: str) -> str:
     lines = [
         [ask.what, ask.shape, *(f"{rate / 1e9:.0f}" for rate in (ask.torch, ask.ours, ask.asked, ask.peak))]
         + [f"{100 * rate / ask.peak:.0f} %" for rate in (ask.asked, ask.ours)]
-        for ask in asks.asks(report.all_rows(files))
+        for ask in asks.asks(report.measured_beside(files["attention"]))
     ]
-    modules = ", ".join(f"[{name}.json]({up}bench/results/{machine}/{name}.json)" for name in ("attention", "machine"))
-    return f"{report.markdown(header, lines)}\n\n{report.conditions(files['attention'])}. {modules}"
+    source = f"[attention.json]({up}bench/results/{machine}/attention.json)"
+    return f"{report.markdown(header, lines)}\n\n{report.conditions(files['attention'])}. {source}"
 
 
 def results_tables(language: str, up: str) -> str:

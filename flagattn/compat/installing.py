@@ -22,16 +22,18 @@ PACKAGES = {
 
 
 class Installation:
-    """What `install` did; leaving it as a context manager undoes it."""
+    """What `install` did; leaving it as a context manager undoes it, but for names that were installed before."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], added: tuple[str, ...]) -> None:
         self.names = names
+        self._added = added
 
     def __enter__(self) -> Installation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        uninstall(*self.names)
+        if self._added:
+            uninstall(*self._added)
 
     def __repr__(self) -> str:
         return f"flagattn.compat.install({', '.join(map(repr, self.names))})"
@@ -68,9 +70,10 @@ def install(*names: str) -> Installation:
             )
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    _active.update(dict.fromkeys(names))
+    added = tuple(name for name in dict.fromkeys(names) if name not in _active)
+    _active.update(dict.fromkeys(added))
     importlib.invalidate_caches()
-    return Installation(names)
+    return Installation(names, added)
 
 
 def uninstall(*names: str) -> None:

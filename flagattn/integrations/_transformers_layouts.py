@@ -12,6 +12,7 @@ from torch import Tensor
 from flagattn.compat._operands import cumulative
 
 Result = TypeVar("Result")
+Packing = tuple[Tensor, Tensor, int, int]  # cu_seqlens of queries and of keys, the longest of either
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,19 @@ def padding_of(keys: Tensor) -> Padding:
     return _kept_on(keys, "_flagattn_padding", _padding)
 
 
-def packing_of(position_ids: Tensor, batch: int) -> tuple[Tensor, Tensor, int, int] | None:
-    """(cu_seqlens, cu_seqlens, longest, longest) over the flattened batch; None where every row is one sequence."""
-    return _kept_on(position_ids, "_flagattn_packing", lambda positions: _packing(positions, batch))
+def packing_of(sequences: Tensor) -> Packing:
+    """Of (batch, 1, seqlen) sequence numbers, each row's rising: the flattened batch, cut where they change."""
+    return _kept_on(sequences, "_flagattn_packing", _packing)
+
+
+def restarts_of(position_ids: Tensor) -> Packing | None:
+    """Of (1, seqlen) positions that start anew at 0; None where they never do."""
+    return _kept_on(position_ids, "_flagattn_restarts", _restarts)
+
+
+def all_rows(batch: int, seqlen: int, device: torch.device) -> Tensor:
+    """The cu_seqlens of a batch whose rows are all of one length."""
+    return torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen
 
 
 def first_half_of(table: Tensor) -> Tensor:
@@ -50,12 +61,19 @@ def _padding(keys: Tensor) -> Padding:
     return Padding(indices, cumulative(lengths), shortest, longest, starts if torch.equal(to_the_end, keys) else None)
 
 
-def _packing(position_ids: Tensor, batch: int) -> tuple[Tensor, Tensor, int, int] | None:
-    begins = torch.ones_like(position_ids, dtype=torch.bool)
-    begins[:, 1:] = position_ids.diff(dim=-1) != 1
-    if not bool(begins[:, 1:].any()):
-        return None
-    begins = begins.expand(batch, -1).flatten()
+def _packing(sequences: Tensor) -> Packing:
+    begins = torch.ones_like(sequences, dtype=torch.bool)
+    begins[..., 1:] = sequences.diff(dim=-1) != 0
+    return _beginning_at(begins.flatten())
+
+
+def _restarts(position_ids: Tensor) -> Packing | None:
+    begins = position_ids.flatten() == 0
+    begins[:1] = True
+    return _beginning_at(begins) if bool(begins[1:].any()) else None
+
+
+def _beginning_at(begins: Tensor) -> Packing:
     ends = torch.tensor([begins.shape[0]], device=begins.device)
     cu_seqlens = torch.cat((begins.nonzero().flatten(), ends)).to(torch.int32)
     longest = int(cu_seqlens.diff().max().item())
@@ -79,12 +97,14 @@ def _kept_on(tensor: Tensor, name: str, work_out: Callable[[Tensor], Result]) ->
     return kept[1]
 
 
+_PACKED = "packed_sequence_mask_function.<locals>.inner_mask"
+
 # The mask functions of transformers that attention's own arguments express.
 _EXPRESSED = {
     "causal_mask_function",
     "bidirectional_mask_function",
     "sliding_window_overlay.<locals>.inner_mask",
-    "packed_sequence_mask_function.<locals>.inner_mask",
+    _PACKED,
     "packed_sequence_compatibility_function.<locals>.inner_mask",
     "remap_positions_for_packed_sequence.<locals>.inner_mask",
 }
@@ -103,3 +123,16 @@ def follows_from_arguments(mask_function: Any) -> bool:
         return False
     (parts,) = (cell.cell_contents for cell in mask_function.__closure__)
     return all(follows_from_arguments(part) for part in parts)
+
+
+def packed_sequences(mask_function: Any) -> Tensor | None:
+    """(batch, seqlen), the number of each row's sequence, where a mask keeps packed sequences apart."""
+    for cell in getattr(mask_function, "__closure__", None) or ():
+        part = cell.cell_contents
+        if isinstance(part, Tensor) and mask_function.__qualname__ == _PACKED:
+            return part
+        for inner in part if isinstance(part, tuple) else (part,):
+            found = packed_sequences(inner) if callable(inner) else None
+            if found is not None:
+                return found
+    return None

@@ -31,11 +31,18 @@ _torchs: Any = F.scaled_dot_product_attention
 
 
 class Handle:
-    """What `enable` did; `remove()` undoes it, as does leaving it as a context manager."""
+    """What `enable` did; `remove()` undoes it, as does leaving it as a context manager.
+
+    The handle of a call that found it enabled already undoes nothing.
+    """
+
+    def __init__(self, switched: bool = True) -> None:
+        self._switched = switched
 
     def remove(self) -> None:
-        if F.scaled_dot_product_attention is scaled_dot_product_attention:
+        if self._switched and F.scaled_dot_product_attention is scaled_dot_product_attention:
             F.scaled_dot_product_attention = _torchs
+        self._switched = False
 
     def __enter__(self) -> Handle:
         return self
@@ -57,10 +64,11 @@ def enable() -> Handle:
     Raises:
         RuntimeError: something else has already replaced it.
     """
-    if F.scaled_dot_product_attention is not scaled_dot_product_attention:
-        if F.scaled_dot_product_attention is not _torchs:
-            raise RuntimeError("torch.nn.functional.scaled_dot_product_attention is already replaced by something else")
-        F.scaled_dot_product_attention = scaled_dot_product_attention
+    if F.scaled_dot_product_attention is scaled_dot_product_attention:
+        return Handle(switched=False)
+    if F.scaled_dot_product_attention is not _torchs:
+        raise RuntimeError("torch.nn.functional.scaled_dot_product_attention is already replaced by something else")
+    F.scaled_dot_product_attention = scaled_dot_product_attention
     return Handle()
 
 

@@ -80,11 +80,11 @@ def attention(
     Args:
         query: (batch, heads_q, seqlen_q, head_dim).
         key, value: (batch, heads_k, seqlen_k, head_dim), where heads_k divides heads_q.
-        attention_mask: what `mask` gave: None, (batch, seqlen_k) with True where a key counts, or a mask of four
-            dimensions, boolean or additive.
+        attention_mask: what `mask` gave: None, (batch, seqlen_k) with True where a key counts, (batch, 1, seqlen) with
+            the number of each row's packed sequence, or a mask of four dimensions, boolean or additive.
         sliding_window: how many keys a query sees, its own included.
         s_aux: (heads_q,), the logits of attention sinks.
-        position_ids: (batch, seqlen) of packed sequences; every one begins where the position does not rise by one.
+        position_ids: (1, seqlen) of sequences packed into a batch of one; every one begins where its position is 0.
         cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: of sequences packed into one row, if they are known.
 
     Returns:
@@ -115,13 +115,15 @@ def attention(
     if attention_mask is not None:
         if attention_mask.dim() == 4:
             return _with_any_mask(q, k, v, attention_mask, dropout, scaling, softcap, s_aux), None
+        if attention_mask.dim() == 3:
+            return _packed(q, k, v, layouts.packing_of(attention_mask), options), None
         return _with_padding(q, k, v, attention_mask, options), None
     if cu_seq_lens_q is not None and cu_seq_lens_k is not None:
         longest_q, longest_k = (_integer(length) for length in (max_length_q, max_length_k))
         packing = (cu_seq_lens_q.int(), cu_seq_lens_k.int(), longest_q, longest_k)
         return _packed(q, k, v, packing, options), None
-    if position_ids is not None and position_ids.dim() == 2 and q.shape[1] == k.shape[1] > 1:
-        restarts = layouts.packing_of(position_ids, q.shape[0])
+    if position_ids is not None and q.shape[0] == 1 and q.shape[1] == k.shape[1] == position_ids.numel():
+        restarts = None if torch.compiler.is_compiling() else layouts.restarts_of(position_ids)
         if restarts is not None:
             return _packed(q, k, v, restarts, options), None
     if _is_inference(q, k, v) and q.shape[1] < k.shape[1] and dropout == 0.0:
@@ -139,19 +141,24 @@ def mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """What transformers calls once per forward pass and kind of mask: None, or which keys count, or a whole mask.
+    """What transformers calls once per forward pass and kind of mask: what `attention` takes as attention_mask.
 
-    Causal masks and windows follow from the arguments of `attention`; packed sequences from its position_ids.
+    Causal masks and windows follow from the arguments of `attention`. Packed sequences are those that transformers
+    finds in position_ids (without a cache and a mask: where a position does not rise by one).
     """
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     if mask_function is None:
         mask_function = causal_mask_function
+    compiling = torch.compiler.is_compiling()
     hidden = attention_mask is not None or isinstance(q_offset, Tensor)
-    if not layouts.follows_from_arguments(mask_function) or (hidden and torch.compiler.is_compiling()):
+    if not layouts.follows_from_arguments(mask_function) or (hidden and compiling):
         kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
         sizes = (batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask)
         return sdpa_mask(*sizes, **kwargs)
+    sequences = None if compiling else layouts.packed_sequences(mask_function)
+    if sequences is not None:
+        return sequences.unsqueeze(1)
     if attention_mask is None:
         seen = int(q_offset) + q_length - kv_offset
         # The rows of a static cache that nothing was written to yet.
@@ -183,6 +190,13 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, packing: Any, options: dict[str, An
 def _with_padding(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, options: dict[str, Any]) -> Tensor:
     k, v = k[:, : keys.shape[1]], v[:, : keys.shape[1]]  # a static cache is longer than what was seen
     padding = layouts.padding_of(keys)
+    if not options["causal"] and options["window_size"] == (-1, -1):
+        # It may be cross-attention, so that the mask of the keys says nothing of the queries: all of them count.
+        cu_seqlens_q = layouts.all_rows(q.shape[0], q.shape[1], q.device)
+        rows = [operand.flatten(0, 1).index_select(0, padding.indices) for operand in (k, v)]
+        packing = (cu_seqlens_q, padding.cu_seqlens, q.shape[1], padding.longest)
+        out = _native.flash_attn_varlen_func(q.flatten(0, 1), *rows, *packing, **options)
+        return cast(Tensor, out.unflatten(0, q.shape[:2]))
     if q.shape[1] == k.shape[1]:
         rows = [operand.flatten(0, 1).index_select(0, padding.indices) for operand in (q, k, v)]
         packing = (padding.cu_seqlens, padding.cu_seqlens, padding.longest, padding.longest)
@@ -226,7 +240,7 @@ def _appended(
     used = layer.get_seq_length()
     starts = None
     if attention_mask is not None:
-        if attention_mask.dim() == 4 or attention_mask.shape[1] != used + k.shape[1]:
+        if attention_mask.dim() != 2 or attention_mask.shape[1] != used + k.shape[1]:
             return None
         padding = layouts.padding_of(attention_mask)
         if padding.starts is None or attention_mask.shape[1] - padding.shortest > used:

@@ -50,9 +50,9 @@ def files() -> dict[str, dict[str, Any]]:
     copy = {"copy": {"median_s": 1e-3, "times_ours": 0.8, "spread": [0.8, 0.8], "share": 0.8}}
     norm = [row("rms_norm forward", "fp32", "2048 x 4096", 1e-3, copy, bytes=6e6)]
     return {
-        "attention": {**head, "rows": attention},
-        "machine": {**head, "rows": machine},
-        "norm": {**head, "rows": norm},
+        "attention": {**head, "machine_rows": machine, "rows": attention},
+        "machine": {**head, "machine_rows": [], "rows": machine},
+        "norm": {**head, "machine_rows": [], "rows": norm},
     }
 
 
@@ -70,7 +70,8 @@ def test_pytest_benchmark_json_becomes_one_file_per_module(tmp_path: Path) -> No
         "commit_info": {"id": "abc"},
         "machine_info": {"machine": "m"},
     }
-    files = results.split_by_module(raw, "python -m bench")
+    probe = row("machine", "copy 64 MiB", "2 threads", 1e-2, {}, bytes=1e8)
+    files = results.split_by_module(raw, "python -m bench", [probe])
     assert list(files) == ["attention"]
     results.write(files, tmp_path)
     read = results.read(tmp_path)
@@ -87,8 +88,9 @@ def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_roofline_share_uses_the_machine_rows(files: dict[str, dict[str, Any]]) -> None:
-    flops, moved = report.machine_rates(report.all_rows(files))
+    flops, moved = report.machine_rates(report.measured_beside(files["attention"]))
     assert (flops, moved) == (2e11, 1e10)
+    assert report.machine_rates(report.measured_beside(files["norm"])) == (0.0, 0.0)  # measured in another run
     compute = files["attention"]["rows"][0]
     assert report.roofline_share(compute, flops, moved) == pytest.approx(1.0)
     memory = files["norm"]["rows"][0]

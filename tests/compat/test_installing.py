@@ -47,6 +47,17 @@ def test_uninstalling_leaves_no_trace() -> None:
     compat.uninstall("flash_attn")  # a second time does nothing
 
 
+def test_an_inner_installation_takes_away_only_what_it_added() -> None:
+    with compat.install("flash_attn"):
+        with compat.install("flash_attn", "flag_attn"):
+            assert set(compat.installed()) == {"flash_attn", "flag_attn"}
+        assert compat.installed() == ("flash_attn",)
+        with compat.install("flash_attn"):
+            pass
+        assert compat.installed() == ("flash_attn",)
+    assert compat.installed() == ()
+
+
 def test_a_real_package_that_is_imported_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     other = types.ModuleType("flash_attn")
     other.__file__ = "elsewhere/flash_attn/__init__.py"

@@ -38,6 +38,14 @@ def test_it_is_on_inside_and_off_outside() -> None:
     torch.testing.assert_close(out, TORCHS(q, k, v, is_causal=True))
 
 
+def test_an_inner_handle_leaves_the_outer_one_on() -> None:
+    with torch_sdpa.enable():
+        with torch_sdpa.enable():
+            pass
+        assert F.scaled_dot_product_attention is torch_sdpa.scaled_dot_product_attention
+    assert F.scaled_dot_product_attention is not torch_sdpa.scaled_dot_product_attention
+
+
 def test_torchs_registry_switches_it() -> None:
     torch_sdpa.register()
     assert "flagattn" in torch.nn.attention.list_flash_attention_impls()

@@ -104,6 +104,28 @@ def test_padded_batches(name: str, side: str) -> None:
     assert_same(name, mask.bool(), input_ids=tokens(3, 13), attention_mask=mask)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("decoded", [5, 8])
+def test_cross_attention_keeps_every_query(side: str, decoded: int) -> None:
+    integration.register()
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "vocab_size": 64, "max_position_embeddings": 32, "init_std": 0.5, "dropout": 0.0}
+    per_side = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
+    sides = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in per_side.items()}
+    ours = transformers.BartModel(transformers.BartConfig(**sizes, **sides)).eval()
+    theirs = copy.deepcopy(ours)
+    ours.set_attn_implementation("flagattn")
+    theirs.set_attn_implementation("sdpa")
+    mask = torch.ones(3, 8, dtype=torch.long)
+    mask[0, -3:], mask[2, -6:] = 0, 0
+    mask = mask.flip(1) if side == "left" else mask
+    inputs = {"input_ids": tokens(3, 8), "attention_mask": mask, "decoder_input_ids": tokens(3, decoded, seed=2)}
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found, expected = (model(**inputs).last_hidden_state for model in (ours, theirs))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_batches_with_holes() -> None:
     # Without a window, whose keys would be counted among those that count, as flash attention does.
     mask = torch.ones(3, 13, dtype=torch.long)
@@ -125,6 +147,49 @@ def test_packed_sequences_do_not_see_each_other(name: str, lengths: list[list[in
             alone = ours(input_ids=ids[:1, begin : begin + length], use_cache=False).logits
             torch.testing.assert_close(packed[:1, begin : begin + length], alone, rtol=1e-4, atol=1e-4)
             begin += length
+
+
+def test_one_tensor_of_positions_serves_any_batch() -> None:
+    ours, theirs = models_of("llama", "sdpa")
+    ids, positions = tokens(3, 8), torch.arange(4).repeat(2).unsqueeze(0)
+    with torch.no_grad():
+        for batch in (1, 3, 1):
+            found, expected = (m(ids[:batch], position_ids=positions, use_cache=False).logits for m in (ours, theirs))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("begins", [0, 10])
+def test_positions_that_jump_are_packed_where_transformers_packs_them(
+    use_cache: bool, masked: bool, begins: int
+) -> None:
+    ours, theirs = models_of("llama", "sdpa")
+    ids = tokens(3, 8)
+    positions = torch.cat((torch.arange(4), torch.arange(begins, begins + 4))).expand(3, -1)
+    inputs = {"position_ids": positions, "attention_mask": torch.ones_like(ids) if masked else None}
+    with torch.no_grad():
+        found, expected = (m(ids, use_cache=use_cache, **inputs).logits for m in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_row_starts_anew_at_position_zero_as_in_flash_attention() -> None:
+    # With a cache, which a model has unless it is told otherwise, transformers' mask does not tell of packing.
+    ours, _ = models_of("llama", "eager")
+    ids, positions = tokens(1, 13), torch.cat([torch.arange(n) for n in (5, 1, 7)]).unsqueeze(0)
+    with torch.no_grad():
+        cached = ours(ids, position_ids=positions).logits
+        assert torch.equal(cached, ours(ids, position_ids=positions, use_cache=False).logits)
+
+
+def test_packed_rows_compile_into_one_graph() -> None:
+    ours, _ = models_of("llama", "eager")
+    ids, positions = tokens(2, 13), torch.cat([torch.arange(n) for n in (5, 1, 7)]).expand(2, -1)
+    with torch.no_grad():
+        expected = ours(ids, position_ids=positions, use_cache=False).logits
+        compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+        found = compiled(ids, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_lengths_of_packed_sequences_may_be_given() -> None:
