@@ -74,16 +74,22 @@ bool Accesses::executes(const void* place, int lane) {
   return places_[reinterpret_cast<uintptr_t>(place) * 2].execute(lane);
 }
 
-void Accesses::Place::settle_first(Counters& counters) {
+void Accesses::Place::settle_first(Counters& counters, std::vector<Event>* events) {
   const Access& access = open.front();
+  Event unrecorded;
+  Event& event = events != nullptr && access.event < events->size() ? (*events)[access.event] : unrecorded;
+  const int64_t all = int64_t{bytes} * __builtin_popcount(access.lanes);
   if (memory == Memory::kShared) {
-    counters.bank_conflicts +=
-        bank_passes(access.addresses, access.lanes, bytes) - fewest_bank_passes(access.lanes, bytes);
+    const int conflicts = bank_passes(access.addresses, access.lanes, bytes) - fewest_bank_passes(access.lanes, bytes);
+    counters.bank_conflicts += conflicts;
+    event.bank_conflicts += conflicts;
+    event.bytes = std::max(event.bytes, all);
   } else {
-    const int64_t all = int64_t{bytes} * __builtin_popcount(access.lanes);
+    const int touched = sectors(access.addresses, access.lanes, bytes);
     (writes ? counters.global_bytes_written : counters.global_bytes_read) += all;
-    (writes ? counters.global_sectors_written : counters.global_sectors_read) +=
-        sectors(access.addresses, access.lanes, bytes);
+    (writes ? counters.global_sectors_written : counters.global_sectors_read) += touched;
+    event.sectors += touched;
+    event.bytes = std::max(event.bytes, all);
   }
   open.pop_front();
   ++first_open;
@@ -102,24 +108,28 @@ bool Accesses::access(const void* at, Memory memory, bool writes, int lane, uint
   const bool first = place.execute(lane);
   if (first) {
     place.open.emplace_back();
-    if (place.open.size() > kMostOpen) place.settle_first(counters);
+    if (events_ != nullptr) place.open.back().event = events_->size();
+    if (place.open.size() > kMostOpen) place.settle_first(counters, events_);
   }
   if (number < place.first_open) {  // the others' has been settled without this lane
     place.open.emplace_front();
     place.open.front().add(lane, address);
-    place.settle_first(counters);
+    place.open.front().event = SIZE_MAX;  // long past
+    place.settle_first(counters, events_);
     --place.first_open;
     return first;
   }
-  place.open[number - place.first_open].add(lane, address);
-  while (!place.open.empty() && place.open.front().came == kEveryLane) place.settle_first(counters);
+  Access& mine = place.open[number - place.first_open];
+  mine.add(lane, address);
+  event_ = mine.event;
+  while (!place.open.empty() && place.open.front().came == kEveryLane) place.settle_first(counters, events_);
   return first;
 }
 
 void Accesses::settle(Counters& counters) {
   const tsan::Unseen unseen;
   for (auto& [key, place] : places_) {
-    while (!place.open.empty()) place.settle_first(counters);
+    while (!place.open.empty()) place.settle_first(counters, events_);
   }
   places_.clear();
 }

@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "host_exec/host_exec.h"
+#include "host_exec/recording.h"
 
 namespace flagattn::host_exec {
 
@@ -32,11 +33,19 @@ class Accesses {
   // The block has ended: what is still open goes into the counters.
   void settle(Counters& counters);
 
+  // Of the warp, where it is recorded: what its accesses cost is noted there. Such a one is recorded right after
+  // access() was true.
+  void note_in(std::vector<Event>* events) { events_ = events; }
+
+  // The event of the last access, where the warp is recorded.
+  size_t event() const { return event_; }
+
  private:
   struct Access {
     uint32_t came = 0;
     uint32_t lanes = 0;  // of these, those that access something
     uint64_t addresses[32];
+    size_t event = 0;
 
     void add(int lane, uint64_t address) {
       came |= 1u << lane;
@@ -54,9 +63,11 @@ class Accesses {
     int bytes = 0;
 
     bool execute(int lane) { return executed[lane]++ == most && ++most != 0; }
-    void settle_first(Counters& counters);
+    void settle_first(Counters& counters, std::vector<Event>* events);
   };
   std::unordered_map<uintptr_t, Place> places_;
+  std::vector<Event>* events_ = nullptr;
+  size_t event_ = 0;
 };
 
 }  // namespace flagattn::host_exec

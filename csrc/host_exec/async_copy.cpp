@@ -25,21 +25,21 @@ void cp_async(uint32_t destination, const void* source, int bytes, bool in_range
   if (in_range) check_global("cp.async reads", source, bytes);
   if (copies.issued - copies.landed == Copies::kMostPending)
     fail("more than %d cp.async under way", Copies::kMostPending);
-  if constexpr (tsan::kEnabled) {
+  self->warp->accesses.access(place, Memory::kGlobal, false, self->lane,
+                              in_range ? reinterpret_cast<uint64_t>(source) : Accesses::kNowhere, bytes,
+                              machine->counters);
+  count_access(place, Instruction::kAsyncCopy, Memory::kShared, true, destination, bytes);
+  if (tsan::listens()) {
     if (copies.engine == nullptr) copies.engine = tsan::create();
-    tsan::release(copies.issue_token);
+    tsan::release(copies.tokens->issue);
     tsan::ActingAs engine(copies.engine);
     tsan::Frame issued_at(__builtin_return_address(0));
-    tsan::acquire(copies.issue_token);
+    tsan::acquire(copies.tokens->issue);
     if (in_range) tsan::read(source, bytes);
     tsan::write(target, bytes);
   }
   copies.pending[copies.issued++ % Copies::kMostPending] = {destination, source, bytes, in_range};
   written_by_thread(destination, bytes);
-  count_access(place, Instruction::kAsyncCopy, Memory::kShared, true, destination, bytes);
-  self->warp->accesses.access(place, Memory::kGlobal, false, self->lane,
-                              in_range ? reinterpret_cast<uint64_t>(source) : Accesses::kNowhere, bytes,
-                              machine->counters);
   const CopyTiming timing = machine->options.copies;
   if (timing == CopyTiming::kEager || (timing == CopyTiming::kRandom && machine->random.one_in(4))) {
     land_until(copies, copies.issued);
@@ -54,8 +54,9 @@ void cp_async_commit() {
   if (copies.engine != nullptr) {
     // Now, not at the wait: the token must not cover the copies of later groups.
     tsan::ActingAs engine(copies.engine);
-    tsan::release(copies.group_token[copies.groups % Copies::kMostGroups]);
+    tsan::release(copies.tokens->group[copies.groups % Copies::kMostGroups]);
   }
+  record(__builtin_return_address(0), Happening::kCopyCommit, static_cast<int>(copies.groups));
   copies.group_end[copies.groups++ % Copies::kMostGroups] = copies.issued;
 }
 
@@ -63,8 +64,9 @@ void cp_async_wait(int groups_left) {
   Copies& copies = self->copies;
   for (; copies.groups_waited + groups_left < copies.groups; ++copies.groups_waited) {
     land_until(copies, copies.group_end[copies.groups_waited % Copies::kMostGroups]);
-    tsan::acquire(copies.group_token[copies.groups_waited % Copies::kMostGroups]);
+    tsan::acquire(copies.tokens->group[copies.groups_waited % Copies::kMostGroups]);
   }
+  record(__builtin_return_address(0), Happening::kCopyWait, static_cast<int>(copies.groups_waited));
 }
 
 void check_copies_at_exit(const Copies& copies) {

@@ -20,6 +20,7 @@ void meet(const void* place, int id, int threads, bool wait) {
   if (self->warp->accesses.executes(place, self->lane)) {
     count(Instruction::kBarrier);
     machine->counters.barrier_waits += wait;
+    note_barrier(id, b.phase, wait);
   }
   tsan::Token& token = machine->tokens->barrier[id][b.phase % 2];
   tsan::release(token);

@@ -93,6 +93,12 @@ Stacks::Stacks(int count) : bytes_(count * (kBytes + kGuardBytes)) {
   for (int i = 0; i < count; ++i) mprotect(of(i) - kGuardBytes, kGuardBytes, PROT_NONE);
 }
 
+void Stacks::renew() {
+  void* memory =
+      mmap(base_, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+}
+
 Stacks::~Stacks() { munmap(base_, bytes_); }
 
 }  // namespace flagattn::host_exec

@@ -33,6 +33,9 @@ class Stacks {
   Stacks(const Stacks&) = delete;
 
   static constexpr size_t kBytes = size_t{256} << 10;
+  // New memory at the same addresses. ThreadSanitizer forgets what was there; the pages between are accessible then.
+  void renew();
+
   std::byte* of(int index) const { return base_ + index * (kBytes + kGuardBytes) + kGuardBytes; }
 
  private:

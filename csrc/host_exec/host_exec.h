@@ -12,8 +12,10 @@ enum class CopyTiming { kEager, kLazy, kRandom };
 struct Options {
   uint32_t seed = 0;  // of the thread schedule; 0 takes warps in turn
   CopyTiming copies = CopyTiming::kLazy;
-  int workers = 1;   // blocks that run at the same time
-  int resident = 0;  // blocks that have started and not ended, at most; 0 for any number
+  int workers = 1;              // blocks that run at the same time
+  int resident = 0;             // blocks that have started and not ended, at most; 0 for any number
+  int recorded_block = -1;      // the block of each launch that is recorded (recording.h); below 0: none
+  int compute_capability = 80;  // whose limits a launch must keep
 };
 
 // Of the launches that follow.

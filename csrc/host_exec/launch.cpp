@@ -9,14 +9,29 @@
 #include <new>
 #include <thread>
 
+#include "host_exec/faults.h"
 #include "host_exec/machine.h"
 
 namespace flagattn::host_exec {
 namespace {
 
 constexpr int kMostThreads = 1024;
-constexpr int kMostSharedBytes = 227 << 10;  // what one block may take on an H100
-constexpr int kPoison = 0xff;                // NaN in every float format
+constexpr int kPoison = 0xff;  // NaN in every float format
+
+// What one block may take.
+int most_shared_bytes(int compute_capability) {
+  switch (compute_capability) {
+    case 80:
+    case 87:
+      return 163 << 10;
+    case 90:
+    case 100:
+    case 103:
+      return 227 << 10;
+    default:  // 8.6, 8.9, 12.x
+      return 99 << 10;
+  }
+}
 
 Options global_options;
 Counters global_counters;
@@ -40,10 +55,60 @@ std::byte* fresh_shared_memory(std::byte* old, size_t bytes) {
   return old;
 }
 
+// "Y" of "... [with T = X::Y]", the compiler's way to spell a type.
+std::string last_name(const std::string& text) {
+  const size_t end = text.find_last_not_of("]");
+  const size_t begin = text.find_last_of(" :") + 1;
+  return text.substr(begin, end + 1 - begin);
+}
+
+std::unique_ptr<Recording> begin_recording(const Machine& m) {
+  if (m.options.recorded_block != m.block) return nullptr;
+  auto recording = std::make_unique<Recording>();
+  recording->kernel = last_name(m.shape.argument);
+  recording->blocks = m.shape.blocks;
+  recording->block = m.block;
+  recording->threads = m.shape.threads;
+  recording->shared_bytes = m.shape.shared_bytes;
+  recording->warps.resize(m.warps.size());
+  recording->order = std::make_unique<HappensBefore>(m.shape.threads, m.shared, m.shape.shared_bytes);
+  return recording;
+}
+
+void destroy_contexts(Machine& m) {
+  const auto destroy = [](void*& context) {
+    if (context != nullptr) tsan::destroy(context);
+    context = nullptr;
+  };
+  for (Warp& warp : m.warps) destroy(warp.products.engine);
+  for (Thread& thread : m.threads) {
+    destroy(thread.copies.engine);
+    destroy(thread.fiber.tsan_context);
+  }
+}
+
+// Under ThreadSanitizer the threads of a block are new ones on new stacks, so that nothing of the blocks before orders
+// it. libtsan gives new threads the numbers of those that have ended, and takes accesses of one number for accesses of
+// one thread: the numbers are dealt by chance, so that no lane keeps its own from block to block.
+void renew_contexts(Machine& m) {
+  if constexpr (!tsan::kEnabled) return;
+  destroy_contexts(m);
+  m.stacks.renew();
+  const int count = static_cast<int>(m.threads.size());
+  std::vector<int> order(count);
+  for (int i = 0; i < count; ++i) {
+    const int j = static_cast<int>(m.random.next() % (i + 1));
+    order[i] = order[j];
+    order[j] = i;
+  }
+  for (const int i : order) m.threads[i].fiber.tsan_context = tsan::create();
+}
+
 void start_block(Machine& m, int block) {
   m.block = block;
   m.failed = false;
   m.random = Random(m.options.seed * 1000003ull + block);
+  renew_contexts(m);
   m.live = m.shape.threads;
   m.lowest_priority = 0;
   m.shared = fresh_shared_memory(m.shared, m.shape.shared_bytes);
@@ -53,13 +118,16 @@ void start_block(Machine& m, int block) {
   m.loads.clear();
   m.warpgroup_products.assign(m.warps.size() / 4 + 1, {});
   m.hidden_by.assign(m.shape.shared_bytes / 16 + 1, 0);
+  m.recording = begin_recording(m);
   for (Warp& warp : m.warps) {
+    warp.accesses.note_in(m.recording != nullptr ? &m.recording->warps[warp.index] : nullptr);
     warp.alive = warp.ready = kAllLanes;
     for (Meeting& meeting : warp.meetings) meeting.mask = 0;
     warp.products.closed.clear();
     warp.products.open.clear();
     warp.products.issued = warp.products.committed = 0;
     std::fill_n(warp.products.waited, kWarpSize, 0);
+    warp.products.tokens = std::make_unique<WarpgroupProducts::Tokens>();
     warp.priority = static_cast<int>(m.random.next() % 1000);
   }
   for (Thread& thread : m.threads) {
@@ -67,11 +135,28 @@ void start_block(Machine& m, int block) {
     thread.waits_at = nullptr;
     Copies& copies = thread.copies;
     copies.issued = copies.landed = copies.groups = copies.groups_waited = 0;
+    copies.tokens = std::make_unique<Copies::Tokens>();
     thread.awaited = {};
+    thread.matrix_loads = 0;
     thread.bulk = {};
     thread.registers_handed_over = false;
     thread.hides.clear();
   }
+}
+
+// Hands the block's recording over, if there is one.
+void end_recording(Machine& m) {
+  observer = nullptr;
+  if (m.recording == nullptr) return;
+  m.recording->failure = m.failure;
+  if constexpr (!tsan::kEnabled) {  // the observer's engines go with it
+    for (Warp& warp : m.warps) warp.products.engine = nullptr;
+    for (Thread& thread : m.threads) thread.copies.engine = nullptr;
+  }
+  for (Warp& warp : m.warps) warp.accesses.settle(m.counters);
+  for (Warp& warp : m.warps) warp.accesses.note_in(nullptr);
+  recordings().push_back(std::move(*m.recording));
+  m.recording.reset();
 }
 
 // One worker's blocks: every `workers`-th of the grid, started in order. Which worker gets a block is fixed: what
@@ -130,10 +215,9 @@ class Worker {
     return may_start ? start() : nullptr;
   }
 
-  // Under ThreadSanitizer two machines take turns at least, since blocks on one share its threads' contexts.
   Machine* start() {
     Machine* m;
-    if (free_.size() < (tsan::kEnabled ? 2 : 1)) {
+    if (free_.empty()) {
       m = machines_.emplace_back(std::make_unique<Machine>(shape_, global_options)).get();
       m->body = body_;
       m->closure = closure_;
@@ -152,6 +236,7 @@ class Worker {
   // Until the block ends or waits for others.
   Status run(Machine& m) {
     machine = &m;
+    observer = !tsan::kEnabled && m.recording != nullptr ? m.recording->order.get() : nullptr;
     if (started_ == &m) {
       started_ = nullptr;
       run_threads();
@@ -159,13 +244,19 @@ class Worker {
       continue_threads();
     }
     machine = nullptr;
-    if (m.failed) return Status::error(m.failure);
+    observer = nullptr;
+    if (m.failed) {
+      end_recording(m);
+      return Status::error(m.failure);
+    }
     if (m.live > 0) return Status::success();
     if (!m.loads.empty()) {
       return Status::error("block " + std::to_string(m.block) +
                            ": its threads have returned while bulk loads are under way");
     }
     for (Warp& warp : m.warps) warp.accesses.settle(m.counters);
+    end_recording(m);
+    if constexpr (tsan::kEnabled) destroy_contexts(m);
     running_.erase(std::find(running_.begin(), running_.end(), &m));
     free_.push_back(&m);
     return Status::success();
@@ -208,7 +299,6 @@ Machine::Machine(const LaunchShape& shape, const Options& options)
     thread.warp = &warps[i / kWarpSize];
     thread.fiber.stack = stacks.of(i);
     thread.fiber.stack_bytes = Stacks::kBytes;
-    thread.fiber.tsan_context = tsan::create();
   }
   for (int i = 0; i < static_cast<int>(warps.size()); ++i) {
     warps[i].index = i;
@@ -217,13 +307,7 @@ Machine::Machine(const LaunchShape& shape, const Options& options)
 }
 
 Machine::~Machine() {
-  for (Warp& warp : warps) {
-    if (warp.products.engine != nullptr) tsan::destroy(warp.products.engine);
-  }
-  for (Thread& thread : threads) {
-    tsan::destroy(thread.fiber.tsan_context);
-    if (thread.copies.engine != nullptr) tsan::destroy(thread.copies.engine);
-  }
+  destroy_contexts(*this);
   if constexpr (tsan::kEnabled) {
     if (shared != nullptr) munmap(shared, shape.shared_bytes);
   } else {
@@ -241,10 +325,16 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
     return Status::error("a block of " + std::to_string(shape.threads) +
                          " threads; the runner takes whole warps, at most 1024");
   }
-  if (shape.shared_bytes > kMostSharedBytes) {
+  const int capability = global_options.compute_capability, most = most_shared_bytes(capability);
+  if (shape.shared_bytes > most) {
     return Status::error("a block with " + std::to_string(shape.shared_bytes) +
-                         " bytes of shared memory; 232448 are allowed");
+                         " bytes of shared memory; compute "
+                         "capability " +
+                         std::to_string(capability / 10) + "." + std::to_string(capability % 10) + " allows " +
+                         std::to_string(most));
   }
+  const LaunchWithFault fault;
+  is_recording = global_options.recorded_block >= 0;
   const int workers = std::clamp(global_options.workers, 1, std::max(shape.blocks, 1));
   Residents residents(workers);
   std::mutex mutex;

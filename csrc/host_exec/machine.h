@@ -14,6 +14,7 @@
 #include "host_exec/fiber.h"
 #include "host_exec/host_exec.h"
 #include "host_exec/mbarrier.h"
+#include "host_exec/recording.h"
 #include "host_exec/residents.h"
 #include "host_exec/sanitizer.h"
 #include "host_exec/warpgroup.h"
@@ -56,9 +57,11 @@ struct Copies {
   uint64_t group_end[kMostGroups] = {};  // `issued` when group g was committed, at g % kMostGroups
   uint64_t groups = 0;                   // committed so far
   uint64_t groups_waited = 0;
-  tsan::Token issue_token;
-  tsan::Token group_token[kMostGroups];
-  void* engine = nullptr;  // the TSan thread that copies
+  struct Tokens {
+    tsan::Token issue, group[kMostGroups];
+  };
+  std::unique_ptr<Tokens> tokens;  // anew for every block, as BlockTokens
+  void* engine = nullptr;          // the TSan thread that copies
 };
 
 // What a thread waits for in global memory, if anything.
@@ -82,6 +85,7 @@ struct Thread {
   bool registers_handed_over = false;  // to wgmma
   std::vector<uint32_t> hides;         // chunks of shared memory that it has written and not shown to engines
   Awaited awaited;
+  int matrix_loads = 0;  // so far
 };
 
 // Lanes at one collective, and what each has brought.
@@ -151,6 +155,7 @@ struct Machine {
   std::vector<uint16_t> hidden_by;  // 1 + the thread that hides a 16-byte chunk of shared memory from engines; 0: none
   std::unique_ptr<BlockTokens> tokens;
   std::byte* shared = nullptr;
+  std::unique_ptr<Recording> recording;  // if this block is to be recorded
   Counters counters;
 
   // For all blocks
@@ -199,6 +204,18 @@ void count(Instruction kind);
 // The running lane executes an instruction at `place` in the kernel, with or without an access to memory.
 void count_at(const void* place, Instruction kind);
 void count_access(const void* place, Instruction kind, Memory memory, bool writes, uint64_t address, int bytes);
+
+// ---- Recording (recording.cpp); each does nothing unless the block is recorded
+
+// The running lane does something that is no counted instruction.
+void record(const void* place, Happening what, int which);
+
+// Completes the warp's last event, an instruction at a barrier.
+void note_barrier(int which, uint64_t phase, bool waits);
+
+// Accesses to shared memory that follow are of the warp's last event, or of the matrix load that the lane comes to.
+void observe_as_last_event();
+void observe_as_matrix_load();
 
 // ---- Memory (memory.cpp)
 

@@ -22,7 +22,13 @@ void count_bank_conflicts(const Meeting& m) {
   for (int matrix = 0; matrix < m.of<MatrixMove>(0).count; ++matrix) {
     uint64_t addresses[kWarpSize];
     for (int r = 0; r < 8; ++r) addresses[r] = m.of<MatrixMove>(8 * matrix + r).address;
-    machine->counters.bank_conflicts += bank_passes(addresses, 0xff, 16) - fewest_bank_passes(0xff, 16);
+    const int conflicts = bank_passes(addresses, 0xff, 16) - fewest_bank_passes(0xff, 16);
+    machine->counters.bank_conflicts += conflicts;
+    if (machine->recording != nullptr) {
+      Event& event = machine->recording->warps[self->warp->index].back();
+      event.bank_conflicts += conflicts;
+      event.bytes += 8 * 16;
+    }
   }
 }
 
@@ -58,12 +64,13 @@ void ldmatrix(uint32_t* matrices, int count, uint32_t address, bool transpose) {
   MatrixMove load{matrices, count, transpose, address, {}};
   if (self->lane < 8 * count) {
     const std::byte* row = shared_pointer(address, 16, 16);
+    observe_as_matrix_load();
     tsan::read(row, 16);
     std::memcpy(load.row, row, 16);
   }
   collective(kLoadNames[count / 2], kAllLanes, &load, false, [](const Meeting& m) {
-    distribute<true>(m);
     host_exec::count(Instruction::kMatrixLoad);
+    distribute<true>(m);
   });
 }
 
@@ -73,11 +80,12 @@ void stmatrix(const uint32_t* matrices, int count, uint32_t address, bool transp
   tsan::copy_unseen(registers, matrices, sizeof(uint32_t) * count);
   MatrixMove store{registers, count, transpose, address, {}};
   collective(kStoreNames[count / 2], kAllLanes, &store, false, [](const Meeting& m) {
-    distribute<false>(m);
     host_exec::count(Instruction::kMatrixStore);
+    distribute<false>(m);
   });
   if (self->lane < 8 * count) {
     std::byte* row = shared_pointer(address, 16, 16);
+    observe_as_last_event();
     tsan::write(row, 16);
     std::memcpy(row, store.row, 16);
     written_by_thread(address, 16);

@@ -27,14 +27,23 @@ Mbarrier& used(uint32_t barrier) {
   return b;
 }
 
-void end_phase_if_complete(Mbarrier& b) {
+void end_phase_if_complete(uint32_t address, Mbarrier& b) {
   if (b.pending != 0 || b.bytes != 0) return;
   b.pending = b.arrivals;
+  if (machine->recording != nullptr) {
+    Recording& recording = *machine->recording;
+    recording.phase_ends.push_back({recording.events_so_far++, static_cast<int>(address), b.phase});
+  }
   ++b.phase;
   for (Warp& warp : machine->warps) {
     wake(warp, b.waiting[warp.index]);
     b.waiting[warp.index] = 0;
   }
+}
+
+// The phase of that parity that is under way or was last.
+uint64_t awaited_phase(const Mbarrier& b, uint32_t parity) {
+  return b.phase - ((b.phase & 1) != (parity & 1) && b.phase > 0 ? 1 : 0);
 }
 
 bool has_ended(Mbarrier& b, uint32_t parity) {
@@ -43,10 +52,11 @@ bool has_ended(Mbarrier& b, uint32_t parity) {
   return true;
 }
 
-void count_barrier(const void* place, bool waits) {
+void count_barrier(const void* place, uint32_t barrier, uint64_t phase, bool waits) {
   if (!self->warp->accesses.executes(place, self->lane)) return;
   count(Instruction::kBarrier);
   machine->counters.barrier_waits += waits;
+  note_barrier(static_cast<int>(barrier), phase, waits);
 }
 
 }  // namespace
@@ -72,13 +82,13 @@ void fence_mbarrier_init() {
 
 void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes) {
   FLAGATTN_HOST_EXEC_FRAME;
-  count_barrier(__builtin_return_address(0), false);
   Mbarrier& b = used(barrier);
+  count_barrier(__builtin_return_address(0), barrier, b.phase, false);
   if (b.pending == 0) fail("the mbarrier at 0x%x gets more than its %u arrivals", barrier, b.arrivals);
   tsan::release(b.tokens[b.phase % kMbarrierTokens]);
   b.bytes += expected_bytes;
   --b.pending;
-  end_phase_if_complete(b);
+  end_phase_if_complete(barrier, b);
   may_yield();
 }
 
@@ -89,15 +99,16 @@ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
 
 bool mbarrier_try_wait(uint32_t barrier, uint32_t parity) {
   FLAGATTN_HOST_EXEC_FRAME;
-  count_barrier(__builtin_return_address(0), false);
-  if (has_ended(used(barrier), parity)) return true;
+  Mbarrier& b = used(barrier);
+  count_barrier(__builtin_return_address(0), barrier, awaited_phase(b, parity), false);
+  if (has_ended(b, parity)) return true;
   may_yield();
   return false;
 }
 
 void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   FLAGATTN_HOST_EXEC_FRAME;
-  count_barrier(__builtin_return_address(0), true);
+  count_barrier(__builtin_return_address(0), barrier, awaited_phase(at(barrier), parity), true);
   while (!has_ended(used(barrier), parity)) {
     at(barrier).waiting[self->warp->index] |= 1u << self->lane;
     wait_at("an mbarrier");
@@ -109,7 +120,7 @@ void mbarrier_complete(uint32_t barrier, int64_t bytes) {
   Mbarrier& b = at(barrier);
   tsan::release(b.tokens[b.phase % kMbarrierTokens]);
   b.bytes -= bytes;
-  end_phase_if_complete(b);
+  end_phase_if_complete(barrier, b);
 }
 
 void check_mbarrier_of_engine(uint32_t barrier) {

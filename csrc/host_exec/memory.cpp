@@ -25,7 +25,10 @@ void check_global(const char* access, const void* address, int bytes) {
     fail("%s %d bytes at %p, which is not a multiple of %d", access, bytes, address, bytes);
 }
 
-void count(Instruction kind) { ++machine->counters.instructions[static_cast<int>(kind)]; }
+void count(Instruction kind) {
+  ++machine->counters.instructions[static_cast<int>(kind)];
+  if (machine->recording != nullptr) machine->recording->add(self->warp->index, static_cast<int>(kind));
+}
 
 void count_at(const void* place, Instruction kind) {
   if (self->warp->accesses.executes(place, self->lane)) count(kind);
@@ -33,6 +36,7 @@ void count_at(const void* place, Instruction kind) {
 
 void count_access(const void* place, Instruction kind, Memory memory, bool writes, uint64_t address, int bytes) {
   if (self->warp->accesses.access(place, memory, writes, self->lane, address, bytes, machine->counters)) count(kind);
+  if (observer != nullptr) observer->at(self->warp->index, self->warp->accesses.event());
 }
 
 void shared_read(void* value, uint32_t address, int bytes) {

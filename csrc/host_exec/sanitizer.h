@@ -1,4 +1,5 @@
-// What the runner tells AddressSanitizer and ThreadSanitizer; nothing in the plain build.
+// What the runner tells AddressSanitizer and ThreadSanitizer. In the plain build only the block that is recorded, if
+// one is, hears of orders and accesses (happens_before.h).
 //
 // Under ThreadSanitizer the kernel is compiled with -fsanitize=thread and the runner without: every CUDA thread is a
 // TSan thread of its own (libtsan's fiber interface), and so is each thread's copy engine. The runner states what
@@ -8,6 +9,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include "host_exec/happens_before.h"
 
 #if defined(FLAGATTN_HOST_EXEC_ASAN)
 #include <sanitizer/common_interface_defs.h>
@@ -47,6 +50,7 @@ struct Token {
 
 #if defined(FLAGATTN_HOST_EXEC_TSAN)
 inline constexpr bool kEnabled = true;
+inline bool listens() { return true; }
 inline void* create() { return __tsan_create_fiber(0); }
 inline void destroy(void* context) { __tsan_destroy_fiber(context); }
 inline void* current() { return __tsan_get_current_fiber(); }
@@ -59,14 +63,25 @@ inline void enter(void* caller) { __tsan_func_entry(caller); }
 inline void leave() { __tsan_func_exit(); }
 #else
 inline constexpr bool kEnabled = false;
-inline void* create() { return nullptr; }
+inline bool listens() { return observer != nullptr; }
+inline void* create() { return observer != nullptr ? observer->create_engine() : nullptr; }
 inline void destroy(void*) {}
-inline void* current() { return nullptr; }
-inline void switch_to(void*) {}
-inline void acquire(Token&) {}
-inline void release(Token&) {}
-inline void read(const void*, size_t) {}
-inline void write(void*, size_t) {}
+inline void* current() { return observer != nullptr ? observer->acting() : nullptr; }
+inline void switch_to(void* context) {
+  if (observer != nullptr) observer->act_as(context);
+}
+inline void acquire(Token& token) {
+  if (observer != nullptr) observer->acquire(&token);
+}
+inline void release(Token& token) {
+  if (observer != nullptr) observer->release(&token);
+}
+inline void read(const void* begin, size_t bytes) {
+  if (observer != nullptr) observer->access(begin, bytes, false);
+}
+inline void write(void* begin, size_t bytes) {
+  if (observer != nullptr) observer->access(begin, bytes, true);
+}
 inline void enter(void*) {}
 inline void leave() {}
 #endif

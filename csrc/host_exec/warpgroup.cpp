@@ -83,7 +83,7 @@ void announce(Warp& warp, const WarpgroupProduct& p) {
   };
   const tsan::ActingAs engine(products.engine);
   const tsan::Frame issued_at(const_cast<void*>(p.place));
-  tsan::acquire(products.issue_token);
+  tsan::acquire(products.tokens->issue);
   const int first = warp.index % 4 * kRows;
   if (!p.a_in_registers) each_chunk(descriptor_of(p.descriptor_a), first, kRows, !p.transposes_a, read);
   each_chunk(descriptor_of(p.descriptor_b), 0, p.n, !p.transposes_b, read);
@@ -163,7 +163,7 @@ void wgmma(float* d, int n, const uint32_t* a, uint64_t descriptor_a, uint64_t d
                   transposes_a,
                   transposes_b,
                   __builtin_return_address(0)};
-  tsan::release(self->warp->products.issue_token);
+  tsan::release(self->warp->products.tokens->issue);
   collective("wgmma.mma_async", kAllLanes, &call, false, [](const Meeting& m) {
     execute(m);
     finish_early(*self->warp);
@@ -181,7 +181,7 @@ void wgmma_commit() {
     WarpgroupProducts& products = self->warp->products;
     if (products.engine != nullptr) {
       const tsan::ActingAs engine(products.engine);
-      tsan::release(products.group_token[products.committed % kWarpgroupTokens]);
+      tsan::release(products.tokens->group[products.committed % kWarpgroupTokens]);
     }
     products.closed.push_back(std::move(products.open));
     products.open.clear();
@@ -201,7 +201,7 @@ void wgmma_wait(int groups_left) {
   WarpgroupProducts& products = self->warp->products;
   uint64_t& waited = products.waited[self->lane];
   for (; waited + groups_left < products.committed; ++waited) {
-    tsan::acquire(products.group_token[waited % kWarpgroupTokens]);
+    tsan::acquire(products.tokens->group[waited % kWarpgroupTokens]);
   }
   self->registers_handed_over = false;
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <vector>
 
 #include "host_exec/sanitizer.h"
@@ -27,7 +28,10 @@ struct WarpgroupProducts {
   uint64_t issued = 0;       // products since the start
   uint64_t committed = 0;    // groups
   uint64_t waited[32] = {};  // groups, per lane
-  tsan::Token issue_token, group_token[kWarpgroupTokens];
+  struct Tokens {
+    tsan::Token issue, group[kWarpgroupTokens];
+  };
+  std::unique_ptr<Tokens> tokens;  // anew for every block
   void* engine = nullptr;
 };
 

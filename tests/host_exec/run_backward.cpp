@@ -24,12 +24,12 @@
 #include <vector>
 
 #include "arch/philox.h"
-#include "arch/planted_fault.h"
 #include "arch/ptx/convert.cuh"
 #include "arch/ptx/math.cuh"
 #include "attention/cuda/sm80/backward.h"
 #include "attention/cuda/sm80/forward.h"
 #include "attention/mask.h"
+#include "host_exec/faults.h"
 #include "host_exec/host_exec.h"
 
 namespace flagattn {
@@ -260,10 +260,8 @@ int run() {
   std::vector<float> workspace(sm80::attention_backward_workspace(p), NAN);
   params.workspace = workspace.data();
 
-  const Fault fault = planted_fault;
-  planted_fault = Fault::kNone;
   Status status = sm80::run_attention_forward(p, {});
-  planted_fault = fault;
+  host_exec::plant(given["fault"], static_cast<int>(number("faulty_launch", host_exec::kEveryLaunch)));
   if (status.ok()) status = sm80::run_attention_backward(params, {});
   if (!status.ok()) {
     std::printf("stopped: %s\n", status.message.c_str());
@@ -296,28 +294,6 @@ int run() {
   return right ? 0 : 1;
 }
 
-Fault fault_named(const std::string& name) {
-  const std::map<std::string, Fault> faults = {
-      {"", Fault::kNone},
-      {"missing_barrier", Fault::kMissingBarrier},
-      {"missing_part_barrier", Fault::kMissingPartBarrier},
-      {"missing_scores_barrier", Fault::kMissingScoresBarrier},
-      {"missing_release_barrier", Fault::kMissingReleaseBarrier},
-      {"missing_copy_wait", Fault::kMissingCopyWait},
-      {"early_slot_release", Fault::kEarlySlotRelease},
-      {"missing_global_wait", Fault::kMissingGlobalWait},
-      {"missing_signal", Fault::kMissingSignal},
-      {"missing_warp_sync", Fault::kMissingWarpSync},
-      {"wrong_order", Fault::kWrongOrder},
-      {"wrong_swizzle", Fault::kWrongSwizzle},
-      {"wrong_mask_edge", Fault::kWrongMaskEdge},
-      {"stray_read", Fault::kStrayRead},
-      {"stray_write", Fault::kStrayWrite},
-      {"unclamped_offsets", Fault::kUnclampedOffsets},
-  };
-  return faults.at(name);
-}
-
 }  // namespace
 }  // namespace flagattn
 
@@ -335,6 +311,5 @@ int main(int argc, char** argv) {
   options.copies = given["copies"] == "eager"    ? host_exec::CopyTiming::kEager
                    : given["copies"] == "random" ? host_exec::CopyTiming::kRandom
                                                  : host_exec::CopyTiming::kLazy;
-  planted_fault = fault_named(given["fault"]);
   return run();
 }

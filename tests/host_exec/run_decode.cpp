@@ -11,11 +11,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "arch/planted_fault.h"
 #include "attention/cuda/sm80/append.h"
 #include "attention/cuda/sm80/decode.h"
 #include "attention/mask.h"
 #include "attention/schedule.h"
+#include "host_exec/faults.h"
 #include "host_exec/host_exec.h"
 #include "tests/host_exec/fused/problem.h"
 
@@ -220,21 +220,6 @@ int run(const Problem& p) {
   return worst_lse > 2e-5 ? 1 : verdict.exit_code();
 }
 
-Fault fault_named(const std::string& name) {
-  const std::map<std::string, Fault> faults = {{"", Fault::kNone},
-                                               {"missing_barrier", Fault::kMissingBarrier},
-                                               {"missing_part_barrier", Fault::kMissingPartBarrier},
-                                               {"missing_copy_wait", Fault::kMissingCopyWait},
-                                               {"early_slot_release", Fault::kEarlySlotRelease},
-                                               {"missing_warp_sync", Fault::kMissingWarpSync},
-                                               {"stray_read", Fault::kStrayRead},
-                                               {"stray_write", Fault::kStrayWrite},
-                                               {"wrong_swizzle", Fault::kWrongSwizzle},
-                                               {"wrong_mask_edge", Fault::kWrongMaskEdge},
-                                               {"wrong_row", Fault::kWrongRow}};
-  return faults.at(name);
-}
-
 }  // namespace
 }  // namespace flagattn::fused
 
@@ -247,6 +232,6 @@ int main(int argc, char** argv) {
   host_exec::options().copies = copies == "eager"    ? host_exec::CopyTiming::kEager
                                 : copies == "random" ? host_exec::CopyTiming::kRandom
                                                      : host_exec::CopyTiming::kLazy;
-  planted_fault = fused::fault_named(options.text("fault"));
+  host_exec::plant(options.text("fault"), static_cast<int>(options.whole("faulty_launch", host_exec::kEveryLaunch)));
   return fused::run(fused::Problem(options));
 }

@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "arch/philox.h"
-#include "arch/planted_fault.h"
 #include "arch/ptx/math.cuh"
 #include "attention/cuda/sm80/forward.h"
 #include "attention/mask.h"
+#include "host_exec/faults.h"
 #include "host_exec/host_exec.h"
 
 namespace flagattn {
@@ -272,25 +272,6 @@ int run(const Problem& p) {
   return errors.out <= bound && errors.lse <= lse_bound ? 0 : 1;
 }
 
-Fault fault_named(const std::string& name) {
-  const std::map<std::string, Fault> faults = {
-      {"", Fault::kNone},
-      {"missing_barrier", Fault::kMissingBarrier},
-      {"missing_part_barrier", Fault::kMissingPartBarrier},
-      {"missing_copy_wait", Fault::kMissingCopyWait},
-      {"early_slot_release", Fault::kEarlySlotRelease},
-      {"wrong_swizzle", Fault::kWrongSwizzle},
-      {"stray_read", Fault::kStrayRead},
-      {"stray_write", Fault::kStrayWrite},
-      {"wrong_mask_edge", Fault::kWrongMaskEdge},
-      {"missing_rescale", Fault::kMissingRescale},
-      {"missing_warp_sync", Fault::kMissingWarpSync},
-      {"divergent_collective", Fault::kDivergentCollective},
-      {"unclamped_offsets", Fault::kUnclampedOffsets},
-  };
-  return faults.at(name);
-}
-
 Problem parse(int argc, char** argv) {
   std::map<std::string, std::string> given;
   for (int i = 1; i < argc; ++i) {
@@ -340,7 +321,7 @@ Problem parse(int argc, char** argv) {
   options.copies = copies == "eager"    ? host_exec::CopyTiming::kEager
                    : copies == "random" ? host_exec::CopyTiming::kRandom
                                         : host_exec::CopyTiming::kLazy;
-  planted_fault = fault_named(given["fault"]);
+  host_exec::plant(given["fault"], static_cast<int>(number("faulty_launch", host_exec::kEveryLaunch)));
   return p;
 }
 

@@ -246,6 +246,18 @@ bool blocks_must_be_resident_together() {
       2, 32);
   return stops_with(status, "deadlock between blocks: block 0: warp 0: 1 lane at global_wait");
 }
+bool shared_memory_has_the_limit_of_the_chip() {
+  struct Large {
+    std::byte bytes[164 << 10];
+  };
+  void (*const kernel)(const Arguments) = [](const Arguments) {};
+  const auto launched_on = [&](int compute_capability) {
+    host_exec::options().compute_capability = compute_capability;
+    return ptx::launch<Large>(kernel, 1, 32, {}, Arguments{});
+  };
+  return stops_with(launched_on(80), "compute capability 8.0 allows 166912") &&
+         stops_with(launched_on(86), "compute capability 8.6 allows 101376") && launched_on(90).ok();
+}
 bool odd_blocks_are_refused() {
   return stops_with(run([](const Arguments) {}, 1, 33), "the runner takes whole warps");
 }
@@ -265,14 +277,28 @@ bool race_between_blocks() {
              2, 32, {out.data(), nullptr})
       .ok();
 }
-// Neighbouring blocks do not become ordered by running one after the other.
-bool race_between_blocks_of_a_worker() {
-  std::vector<float> out(1);
+// Blocks do not become ordered by running one after the other, however far apart they are.
+template <int kApart, int kWorkers>
+bool race_between_blocks_apart() {
+  std::vector<float> out(32);
+  host_exec::options().workers = kWorkers;
   return run(
              [](const Arguments a) {
-               if (ptx::thread_index() == 0) a.out[0] = 1.0f;
+               if (ptx::block_index() % kApart == 0) a.out[ptx::thread_index()] = 1.0f;
              },
-             2, 32, {out.data(), nullptr})
+             kApart + 1, 32, {out.data(), nullptr})
+      .ok();
+}
+// Nor where each has had barriers, by which its threads know of each other.
+bool race_between_blocks_with_barriers() {
+  std::vector<float> out(64);
+  return run(
+             [](const Arguments a) {
+               ptx::sync_block();
+               if (ptx::block_index() % 3 == 0) a.out[ptx::thread_index()] = 1.0f;
+               ptx::sync_block();
+             },
+             4, 64, {out.data(), nullptr})
       .ok();
 }
 bool race_with_copy() {
@@ -309,13 +335,20 @@ int run_check(const std::string& name, uint32_t seed) {
       {"misaligned_copies_stop", misaligned_copies_stop},
       {"shared_memory_has_an_end", shared_memory_has_an_end},
       {"odd_blocks_are_refused", odd_blocks_are_refused},
+      {"shared_memory_has_the_limit_of_the_chip", shared_memory_has_the_limit_of_the_chip},
       {"lanes_of_a_mask_must_agree", lanes_of_a_mask_must_agree},
       {"masks_hold_the_caller", masks_hold_the_caller},
       {"shuffles_read_inside_the_mask", shuffles_read_inside_the_mask},
       {"blocks_must_be_resident_together", blocks_must_be_resident_together},
       {"race_between_warps", race_between_warps},
       {"race_between_blocks", race_between_blocks},
-      {"race_between_blocks_of_a_worker", race_between_blocks_of_a_worker},
+      {"race_between_blocks_1_apart", race_between_blocks_apart<1, 1>},
+      {"race_between_blocks_2_apart", race_between_blocks_apart<2, 1>},
+      {"race_between_blocks_4_apart", race_between_blocks_apart<4, 1>},
+      {"race_between_blocks_5_apart", race_between_blocks_apart<5, 1>},
+      {"race_between_blocks_2_apart_of_two_workers", race_between_blocks_apart<2, 2>},
+      {"race_between_blocks_4_apart_of_two_workers", race_between_blocks_apart<4, 2>},
+      {"race_between_blocks_with_barriers", race_between_blocks_with_barriers},
       {"race_with_copy", race_with_copy},
   };
   if (name == "list") {

@@ -57,6 +57,51 @@ FAULTS = {
 }
 
 
+# The same for the kernels that run after an op's first one, whose report would end the run: the fault is in one launch
+# only. (problem, fault, launch), counted from 0. RMSNorm: forward, backward, the weight's gradient; SwiGLU: forward,
+# backward; cross-entropy: rows, total, divisor, backward.
+SWIGLU = "op=swiglu rows=3 cols=88 dtype=bf16"
+LATER_FAULTS = {
+    (f"op=rms_norm {VECTORS}", "missing_barrier", 1): ("tsan", "data race"),
+    (f"op=rms_norm {VECTORS}", "missing_barrier", 2): ("tsan", "data race"),
+    (f"op=rms_norm {VECTORS}", "stray_read", 1): ("asan", "heap-buffer-overflow"),
+    (f"op=rms_norm {VECTORS}", "stray_write", 1): ("asan", "heap-buffer-overflow"),
+    (f"op=rms_norm {VECTORS}", "wrong_row", 1): ("plain", "ds error inf"),
+    (SWIGLU, "stray_read", 1): ("asan", "heap-buffer-overflow"),
+    (SWIGLU, "stray_write", 1): ("asan", "heap-buffer-overflow"),
+    (SWIGLU, "wrong_row", 1): ("plain", "dgate error inf"),
+    (f"op=cross_entropy {LOGITS}", "missing_barrier", 1): ("tsan", "data race"),
+    (f"op=cross_entropy {LOGITS}", "missing_barrier", 2): ("tsan", "data race"),
+    (f"op=cross_entropy {LOGITS}", "stray_read", 3): ("asan", "heap-buffer-overflow"),
+    (f"op=cross_entropy {LOGITS}", "stray_write", 3): ("asan", "heap-buffer-overflow"),
+    (f"op=cross_entropy {LOGITS}", "wrong_row", 3): ("plain", "dlogits error"),
+}
+
+
+def planted() -> list[tuple[str, str, str]]:
+    """(fault, build, arguments), for the soak."""
+    every = [(*key, -1, build) for key, (build, _) in FAULTS.items()]
+    later = [(*key, build) for key, (build, _) in LATER_FAULTS.items()]
+    return [
+        (f"{problem} {fault} {launch}", build, f"{problem} fault={fault} faulty_launch={launch}")
+        for problem, fault, launch, build in every + later
+    ]
+
+
+@pytest.mark.parametrize(("problem", "fault", "launch"), LATER_FAULTS, ids=str)
+def test_fault_planted_in_one_launch_is_caught(problem: str, fault: str, launch: int) -> None:
+    build, says = LATER_FAULTS[problem, fault, launch]
+    done = run_program("run_fused", build, *problem.split(), f"fault={fault}", f"faulty_launch={launch}")
+    assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
+    assert says in done.stdout, done.stdout[:4000]
+
+
+def test_fault_of_a_launch_that_does_not_come_is_not_planted() -> None:
+    for build in ("plain", "tsan"):
+        done = run_program("run_fused", build, *SWIGLU.split(), "fault=missing_barrier", "faulty_launch=7")
+        assert done.returncode == 0, done.stdout[:4000]
+
+
 @pytest.mark.parametrize(("problem", "fault"), FAULTS, ids=str)
 def test_planted_fault_is_caught(problem: str, fault: str) -> None:
     build, says = FAULTS[problem, fault]

@@ -25,12 +25,24 @@ STOPPED = (
     "misaligned_copies_stop",
     "shared_memory_has_an_end",
     "odd_blocks_are_refused",
+    "shared_memory_has_the_limit_of_the_chip",
     "lanes_of_a_mask_must_agree",
     "masks_hold_the_caller",
     "shuffles_read_inside_the_mask",
     "blocks_must_be_resident_together",
 )
-RACES = ("race_between_warps", "race_between_blocks", "race_between_blocks_of_a_worker", "race_with_copy")
+RACES = (
+    "race_between_warps",
+    "race_between_blocks",
+    "race_between_blocks_1_apart",
+    "race_between_blocks_2_apart",
+    "race_between_blocks_4_apart",
+    "race_between_blocks_5_apart",
+    "race_between_blocks_2_apart_of_two_workers",
+    "race_between_blocks_4_apart_of_two_workers",
+    "race_between_blocks_with_barriers",
+    "race_with_copy",
+)
 
 
 def test_every_check_is_listed_here() -> None:

@@ -50,11 +50,19 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, builds in FAULTS.items() for build in builds])
-def test_planted_fault_is_caught(fault: str, build: str) -> None:
+def with_fault(fault: str) -> str:
     # Two tiles of near keys: the first far values go where the last near ones are read.
-    problem = PROBLEM_OF_FAULTS + (" threshold=20" if fault == "missing_part_barrier" else "")
-    done = run_program("run_forward", build, *problem.split(), f"fault={fault}")
+    return f"{PROBLEM_OF_FAULTS}{' threshold=20' if fault == 'missing_part_barrier' else ''} fault={fault}"
+
+
+def planted() -> list[tuple[str, str, str]]:
+    """(fault, build, arguments), for the soak."""
+    return [(fault, build, with_fault(fault)) for fault, builds in FAULTS.items() for build in builds]
+
+
+@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, build, _ in planted()])
+def test_planted_fault_is_caught(fault: str, build: str) -> None:
+    done = run_program("run_forward", build, *with_fault(fault).split())
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
     assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
     if build != "plain":

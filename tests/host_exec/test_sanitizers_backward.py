@@ -51,11 +51,19 @@ OF_THE_FAULTS = "dtype=bf16 head_dim=64 heads_q=4 lengths=100:190,5:0 packed=1 r
 ALSO = {"missing_part_barrier": "threshold=50", "missing_release_barrier": "head_dim=256"}
 
 
-@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, builds in FAULTS.items() for build in builds])
-def test_planted_fault_is_caught(fault: str, build: str) -> None:
+def with_fault(fault: str) -> str:
     resident = "resident=0 workers=2 seed=1" if fault in BETWEEN_BLOCKS else ""
-    own = f"{resident} {ALSO.get(fault, '')} fault={fault}".split()
-    done = run_program("run_backward", build, *OF_THE_FAULTS.split(), *own)
+    return f"{OF_THE_FAULTS} {resident} {ALSO.get(fault, '')} fault={fault}"
+
+
+def planted() -> list[tuple[str, str, str]]:
+    """(fault, build, arguments), for the soak."""
+    return [(fault, build, with_fault(fault)) for fault, builds in FAULTS.items() for build in builds]
+
+
+@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, build, _ in planted()])
+def test_planted_fault_is_caught(fault: str, build: str) -> None:
+    done = run_program("run_backward", build, *with_fault(fault).split())
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
     assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
     if build != "plain" and fault not in BETWEEN_BLOCKS:

@@ -42,9 +42,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("fault", "build"), [(fault, build) for fault, (_, builds) in FAULTS.items() for build in builds]
-)
+def planted() -> list[tuple[str, str, str]]:
+    """(fault, build, arguments), for the soak."""
+    return [(fault, build, f"{problem} fault={fault}") for fault, (problem, says) in FAULTS.items() for build in says]
+
+
+@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, build, _ in planted()])
 def test_planted_fault_is_caught(fault: str, build: str) -> None:
     problem, says = FAULTS[fault]
     done = run_program("run_decode", build, *problem.split(), f"fault={fault}")

@@ -15,8 +15,17 @@ struct LaunchShape {
   int blocks;
   int threads;
   int shared_bytes;
+  const char* argument = "";  // of the kernel: its type, as type_name spells it
 };
+template <typename Type>
+const char* type_name() {
+  return __PRETTY_FUNCTION__;
+}
 Status launch(const LaunchShape& shape, void (*body)(const void* closure), const void* closure);
+
+// The running thread asks the special-function unit, which only recordings notice: told if `is_recording`.
+inline bool is_recording = false;
+void special_function();
 
 // Position and memory of the running thread.
 int thread_index();

@@ -72,7 +72,7 @@ Status launch(void (*kernel)(const Argument), int64_t blocks, int threads, Strea
     const Argument& argument;
   } call{kernel, argument};
   return host_exec::launch(
-      {static_cast<int>(blocks), threads, kSharedBytes},
+      {static_cast<int>(blocks), threads, kSharedBytes, host_exec::type_name<Argument>()},
       [](const void* opaque) {
         const auto& self = *static_cast<const Call*>(opaque);
         self.kernel(self.argument);

@@ -17,6 +17,7 @@ FLAGATTN_DEVICE float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
+  if (host_exec::is_recording) host_exec::special_function();
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;
 #endif
@@ -29,6 +30,7 @@ FLAGATTN_DEVICE float reciprocal_approx(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
+  if (host_exec::is_recording) host_exec::special_function();
   return 1.0f / x;
 #endif
 }
@@ -40,6 +42,7 @@ FLAGATTN_DEVICE float log2_approx(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
+  if (host_exec::is_recording) host_exec::special_function();
   return std::log2(x);
 #endif
 }

@@ -14,6 +14,7 @@
 #include "host_exec/python/attention_decode.h"
 #include "host_exec/python/fused.h"
 #include "host_exec/python/loss.h"
+#include "host_exec/python/recording.h"
 
 namespace py = pybind11;
 
@@ -114,8 +115,13 @@ void bind_runner(py::module_& m) {
       .value("eager", CopyTiming::kEager)
       .value("lazy", CopyTiming::kLazy)
       .value("random", CopyTiming::kRandom);
-  m.def("set_options",
-        [](uint32_t seed, CopyTiming copies, int workers) { host_exec::options() = {seed, copies, workers}; });
+  m.def("set_options", [](uint32_t seed, CopyTiming copies, int workers) {
+    host_exec::Options& options = host_exec::options();
+    options = {};
+    options.seed = seed;
+    options.copies = copies;
+    options.workers = workers;
+  });
   m.def("counters", [] {
     const host_exec::Counters& c = host_exec::counters();
     py::dict counters;
@@ -187,4 +193,5 @@ PYBIND11_MODULE(_host_exec, m) {
   flagattn::bind_attention_decode(m);
   flagattn::bind_fused(m);
   flagattn::bind_loss(m);
+  flagattn::bind_recording(m);
 }
