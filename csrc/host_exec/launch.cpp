@@ -89,9 +89,15 @@ void destroy_contexts(Machine& m) {
 
 // Under ThreadSanitizer the threads of a block are new ones on new stacks, so that nothing of the blocks before orders
 // it. libtsan gives new threads the numbers of those that have ended, and takes accesses of one number for accesses of
-// one thread: the numbers are dealt by chance, so that no lane keeps its own from block to block.
+// one thread: the numbers are dealt by chance, so that no lane keeps its own from block to block. A new thread costs as
+// much as clearing a megabyte: in large launches only some blocks get them, by chance as well, and others go on with
+// those of the block that their machine ran before.
+constexpr int64_t kNewThreads = 2048;  // of a launch, about
 void renew_contexts(Machine& m) {
   if constexpr (!tsan::kEnabled) return;
+  const bool has_contexts = m.threads.front().fiber.tsan_context != nullptr;
+  const int64_t wanted = int64_t{m.shape.blocks} * m.shape.threads;
+  if (has_contexts && !m.random.one_in(static_cast<uint32_t>(wanted / kNewThreads) + 1)) return;
   destroy_contexts(m);
   m.stacks.renew();
   const int count = static_cast<int>(m.threads.size());
@@ -217,7 +223,7 @@ class Worker {
 
   Machine* start() {
     Machine* m;
-    if (free_.empty()) {
+    if (free_.size() < (tsan::kEnabled ? 2 : 1)) {  // neighbours never share threads
       m = machines_.emplace_back(std::make_unique<Machine>(shape_, global_options)).get();
       m->body = body_;
       m->closure = closure_;
@@ -256,7 +262,6 @@ class Worker {
     }
     for (Warp& warp : m.warps) warp.accesses.settle(m.counters);
     end_recording(m);
-    if constexpr (tsan::kEnabled) destroy_contexts(m);
     running_.erase(std::find(running_.begin(), running_.end(), &m));
     free_.push_back(&m);
     return Status::success();
