@@ -67,6 +67,18 @@ def test_matches_the_oracle(index: int, dtype: torch.dtype) -> None:
     check_against_oracle(CASES[index], dtype)
 
 
+@pytest.mark.parametrize("case", OWN_CASES[1:10:2], ids=str)
+def test_the_lse_is_as_exact_as_fp32(case: AttentionCase) -> None:
+    """The rule allows it what plain's 16-bit scores cost, which is a thousand times as much."""
+    kernels.set_schedule()
+    inputs = make_inputs(case, torch.bfloat16)
+    lse = kernels.attention_forward_sm80(case, inputs)["lse"].double()
+    expected = attention_by_reference(case, inputs, torch.float64, gradients=False)["lse"]
+    seen = ~expected.isneginf()
+    assert torch.equal(lse.isneginf(), ~seen)
+    assert ((lse - expected).abs() <= 1e-5 * (1 + expected.abs()))[seen].all()
+
+
 @pytest.mark.parametrize("softcap", [30.0, 1e3, 1e5])
 def test_a_wide_soft_cap_keeps_the_scores(softcap: float) -> None:
     case = AttentionCase("soft_cap", 70, 90, causal=True, softcap=softcap)

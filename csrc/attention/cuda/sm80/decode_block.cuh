@@ -4,6 +4,7 @@
 
 #include "attention/cuda/sm80/cache_rows.cuh"
 #include "attention/cuda/sm80/decode_schedule.h"
+#include "attention/cuda/sm80/not_finite.cuh"
 #include "attention/cuda/sm80/part_plan.cuh"
 
 namespace flagattn::sm80 {
@@ -58,6 +59,7 @@ template <typename Traits>
 struct DecodeShared : Traits::SharedStorage {
   DecodePlan<typename Traits::Element> plan;
   ColumnPlace columns[Traits::kBlockM];
+  WarpVotes<Traits::kThreads / ptx::kWarpSize> votes;
 };
 
 // Rows of the plan by their number, which alone takes a register.

@@ -54,6 +54,18 @@ FLAGATTN_DEVICE void hide_keys(typename Traits::Scores& scores, const ElementMas
   }
 }
 
+// The keys that the thread's columns see, as MaskedKeys tells those of rows.
+template <typename Traits>
+struct PlannedKeys {
+  const ElementMask& mask;
+  int first_key, warp, lane;
+
+  FLAGATTN_DEVICE bool has(int r, int key) const {
+    const int diagonal = first_key + key - planned_column<Traits>(warp, lane, r).row;
+    return diagonal >= mask.first_diagonal && diagonal < mask.end_diagonal;
+  }
+};
+
 // The results of a split, of the warp's columns from `first_column` on.
 template <typename Traits>
 FLAGATTN_DEVICE void store_split(const typename Traits::Output& output, const RowResults<Traits>& results,
@@ -159,6 +171,11 @@ attention_decode_kernel(FLAGATTN_KERNEL_ARGUMENT DecodeArguments arguments) {
         softmax.update(scores, output, arguments.scale.exponent_scale);
       }
       const ptx::SharedAddress values = stream.values(tile);
+      if (part.is_edge(first_key, Traits::kBlockN)) {
+        set_not_finite_apart<Traits>(output, values, ptx::shared_address(&shared.votes), [&](int lane_now) {
+          return PlannedKeys<Traits>{part.mask, first_key, warp, lane_now};
+        });
+      }
       if (!is_idle) multiply_weights_values<Traits>(output, scores, values, lane);
     }
   }

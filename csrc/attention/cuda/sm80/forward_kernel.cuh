@@ -3,6 +3,7 @@
 
 #include "attention/cuda/sm80/dropout.cuh"
 #include "attention/cuda/sm80/epilogue.cuh"
+#include "attention/cuda/sm80/not_finite.cuh"
 #include "attention/cuda/sm80/part_plan.cuh"
 #include "attention/cuda/sm80/products.cuh"
 #include "attention/cuda/sm80/score_terms.cuh"
@@ -31,6 +32,7 @@ struct BlockPlan {
 template <typename Traits>
 struct ForwardShared : Traits::SharedStorage {
   BlockPlan plan;
+  WarpVotes<Traits::kThreads / ptx::kWarpSize> votes;
 };
 
 template <typename Traits>
@@ -112,7 +114,19 @@ attention_forward_kernel(FLAGATTN_KERNEL_ARGUMENT ForwardArguments arguments) {
       if constexpr (Traits::kTerms) {
         if (p.dropout.rng_state != nullptr) dropout.drop(scores, warp_row(), first_key, lane);
       }
-      multiply_weights_values<Traits>(output, scores, stream.values(tile), lane);
+      const ptx::SharedAddress values = stream.values(tile);
+      bool is_cut = part.is_edge(tile * Traits::kBlockN, Traits::kBlockN);
+      if constexpr (Traits::kTerms) is_cut = is_cut || hides_keys(p);
+      if (is_cut) {
+        set_not_finite_apart<Traits>(output, values, ptx::shared_address(&shared.votes), [&](int lane_now) {
+          if constexpr (Traits::kTerms) {
+            return WeighedKeys<Traits>(scores, lane_now);
+          } else {
+            return MaskedKeys(part.mask, warp_row() + lane_now / 4, tile * Traits::kBlockN);
+          }
+        });
+      }
+      multiply_weights_values<Traits>(output, scores, values, lane);
     }
   }
 

@@ -14,6 +14,11 @@ namespace flagattn::sm80 {
 // Biases below this hide their key as -inf does: the lowest float32 and bfloat16 stand for it in many masks.
 inline constexpr float kLeastBias = -1e38f;
 
+// Whether single keys may be hidden from single rows.
+FLAGATTN_DEVICE bool hides_keys(const AttentionParams& params) {
+  return params.bias.data != nullptr || params.keep.data != nullptr;
+}
+
 // Where a warp's scores lie among those of their head.
 struct ScorePlace {
   int first_row;  // of the warp
