@@ -278,9 +278,10 @@ class ForwardWorker : ForwardColumns {
     }
     float* sums = first ? outputs : scratch_.sums;
     clear_panel(sums);
+    ahead_.share(num_runs * head_dim_v_ / kMR);
     for (int i = 0; i < num_runs; ++i) {
       if (values_finite_) {
-        with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, sums); });
+        with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, sums, ahead_); });
       } else {
         add_seen_keys(values_, mask, context.first_key, runs[i], context.terms, dropout, scratch_.scores, sums);
       }

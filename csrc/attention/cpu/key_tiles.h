@@ -103,10 +103,10 @@ class KeyTiles {
     });
   }
 
-  // Keys that need neither widening nor padding are read where they lie, unless their rows are so far apart that every
-  // panel would walk through a page per key.
+  // Keys that need neither widening nor padding are read where they lie, unless their rows are so far apart that a tile
+  // spreads over many more pages and cache sets than it fills.
   bool in_place(const KeyTile& tile, const HeadsView& view) const {
-    constexpr int64_t kMostStride = 2048 / sizeof(float);
+    constexpr int64_t kMostStride = 512 / sizeof(float);
     return params_.dtype == DType::kFloat32 && view.row_stride <= kMostStride && tile.num_keys % kMR == 0 &&
            params_.head_dim == head_dim_ && sequence_.pages == nullptr;
   }

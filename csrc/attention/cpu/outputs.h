@@ -77,9 +77,10 @@ inline void add_whole_tile(const ValueTile& values, const Run& run, const float*
 
 // The tile has several runs: they add up in `sums`, laid out like the outputs and zero before the first one.
 template <int NV>
-inline void add_run(const ValueTile& values, const Run& run, const float* weights, float* sums) {
+inline void add_run(const ValueTile& values, const Run& run, const float* weights, float* sums, RowList& ahead) {
   for_each_block(values, run, weights, [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
     add_further<NV>(strip, from, num_keys, sums + offset);
+    ahead.step();
   });
 }
 
