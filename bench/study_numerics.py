@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,17 @@ from flagattn.testing.op_runs import run_with_gradients
 COMMAND = "python -m bench.study_numerics"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEQLEN, HEADS, HEADS_K, HEAD_DIM, SIZE = 1024, 6, 2, 128, 4096
+TOKENS, CLASSES, FEATURES = 64, 8192, 512
 
-Problem = tuple[Callable[..., Any], Callable[..., Any], Callable[[], Mapping[str, Tensor]]]
+
+class Problem(NamedTuple):
+    """Ours, the reference, what draws the operands in fp32, and what their results are called."""
+
+    ours: Callable[..., Any]
+    plain: Callable[..., Any]
+    draw: Callable[[], Mapping[str, Tensor]]
+    outputs: tuple[str, ...] = ("out", "lse")
+    differentiable: bool = True
 
 
 def _operands(**shapes: tuple[int, ...]) -> Callable[[], dict[str, Tensor]]:
@@ -37,40 +46,123 @@ def _operands(**shapes: tuple[int, ...]) -> Callable[[], dict[str, Tensor]]:
 
 
 def problems() -> dict[str, Problem]:
-    """By op: ours, the reference, and what draws the operands in fp32."""
+    """By op. Packed forms run the kernels of the dense ones and have no rows of their own."""
+    return _attention() | _caches() | _fused() | _losses()
+
+
+def _attention() -> dict[str, Problem]:
     q, k = (1, SEQLEN, HEADS, HEAD_DIM), (1, SEQLEN, HEADS_K, HEAD_DIM)
-    angles = torch.outer(torch.arange(SEQLEN), 1e4 ** -torch.linspace(0, 1, HEAD_DIM // 2))
-    cos, sin = angles.cos(), angles.sin()
-    rows = (64, SIZE)
+
+    def with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        query, key, value = (operand.transpose(1, 2) for operand in (q, k, v))
+        out = flagattn.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=True)
+        return out.transpose(1, 2)
+
     return {
-        "attention, full": (
+        "attention, full": Problem(
             lambda q, k, v: flagattn.flash_attn_func(q, k, v, return_lse=True),
             lambda q, k, v: reference.attention(q, k, v),
             _operands(q=q, k=k, v=k),
         ),
-        "attention, causal": (
+        "attention, causal": Problem(
             lambda q, k, v: flagattn.flash_attn_func(q, k, v, causal=True, return_lse=True),
             lambda q, k, v: reference.attention(q, k, v, causal=True),
             _operands(q=q, k=k, v=k),
         ),
-        "piecewise attention, causal": (
+        "scaled_dot_product_attention, bias": Problem(
+            with_bias,
+            lambda q, k, v, bias: reference.attention(q, k, v, bias=bias)[0],
+            _operands(q=q, k=k, v=k, bias=(1, HEADS, SEQLEN, SEQLEN)),
+        ),
+        "piecewise attention, causal": Problem(
             lambda q1, k1, q2, k2, v: flagattn.piecewise_attn_func(
                 q1, k1, q2, k2, v, SEQLEN // 2, causal=True, return_lse=True
             ),
             lambda q1, k1, q2, k2, v: reference.piecewise_attention(q1, k1, q2, k2, v, SEQLEN // 2, causal=True),
             _operands(q1=q, k1=k, q2=q, k2=k, v=k),
         ),
-        "rms_norm": (flagattn.rms_norm, reference.rms_norm, _operands(x=rows, weight=(SIZE,))),
-        "swiglu": (flagattn.swiglu, reference.swiglu, _operands(gate=rows, up=rows)),
-        "batch_invariant_linear": (
+        "attention_column_sums, causal": Problem(
+            lambda q, k: flagattn.attention_column_sums(
+                q, k, flagattn.flash_attn_func(q, k, k, causal=True, return_lse=True)[1], causal=True
+            ),
+            lambda q, k: reference.attention_column_sums(
+                q, k, reference.attention(q, k, k, causal=True)[1], causal=True
+            ),
+            _operands(q=q, k=k),
+            ("sums",),
+            differentiable=False,
+        ),
+    }
+
+
+def _caches() -> dict[str, Problem]:
+    """One token of each of two sequences, of different lengths."""
+    q, cache, lengths = (2, 1, HEADS, HEAD_DIM), (2, SEQLEN, HEADS_K, HEAD_DIM), [SEQLEN, SEQLEN // 2 + 1]
+    seqlens, far = torch.tensor(lengths, dtype=torch.int32), SEQLEN // 4
+
+    def piecewise(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, v: Tensor) -> Any:
+        return flagattn.piecewise_attn_with_kvcache(q1, q2, k1, k2, v, far, cache_seqlens=seqlens, return_lse=True)
+
+    def plain_piecewise(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, v: Tensor) -> Any:
+        return reference.attention_with_kvcache(q1, (k1, k2, v), lengths, q2=q2, dist_threshold=far, causal=True)
+
+    return {
+        "flash_attn_with_kvcache": Problem(
+            lambda q, k, v: flagattn.flash_attn_with_kvcache(q, k, v, cache_seqlens=seqlens, return_lse=True),
+            lambda q, k, v: reference.attention_with_kvcache(q, (k, v), lengths),
+            _operands(q=q, k=cache, v=cache),
+            differentiable=False,
+        ),
+        "piecewise_attn_with_kvcache": Problem(
+            piecewise,
+            plain_piecewise,
+            _operands(q1=q, q2=q, k1=cache, k2=cache, v=cache),
+            differentiable=False,
+        ),
+    }
+
+
+def _fused() -> dict[str, Problem]:
+    angles = torch.outer(torch.arange(SEQLEN), 1e4 ** -torch.linspace(0, 1, HEAD_DIM // 2))
+    cos, sin = angles.cos(), angles.sin()
+    rows = (TOKENS, SIZE)
+    return {
+        "rms_norm": Problem(flagattn.rms_norm, reference.rms_norm, _operands(x=rows, weight=(SIZE,))),
+        "swiglu": Problem(flagattn.swiglu, reference.swiglu, _operands(gate=rows, up=rows)),
+        "batch_invariant_linear": Problem(
             flagattn.batch_invariant_linear,
             reference.batch_invariant_linear,
             _operands(x=rows, weight=(256, SIZE), bias=(256,)),
         ),
-        "apply_rotary": (
+        "apply_rotary": Problem(
             lambda x: flagattn.apply_rotary(x, cos, sin),
             lambda x: reference.apply_rotary(x, *(t.to(torch.promote_types(x.dtype, cos.dtype)) for t in (cos, sin))),
-            _operands(x=q),
+            _operands(x=(1, SEQLEN, HEADS, HEAD_DIM)),
+        ),
+    }
+
+
+def _losses() -> dict[str, Problem]:
+    """Each row's loss of given logits, and the mean loss of a head whose logits have the variance 1."""
+    targets = torch.randint(CLASSES, (TOKENS,), generator=torch.Generator().manual_seed(1))
+    head = _operands(hidden=(TOKENS, FEATURES), weight=(CLASSES, FEATURES))
+
+    def scaled_head() -> dict[str, Tensor]:
+        drawn = head()
+        return drawn | {"weight": drawn["weight"] * FEATURES**-0.5}
+
+    return {
+        "cross_entropy": Problem(
+            lambda logits: flagattn.cross_entropy(logits, targets, reduction="none", return_lse=True),
+            lambda logits: reference.cross_entropy(logits, targets, reduction="none"),
+            _operands(logits=(TOKENS, CLASSES)),
+            ("loss", "lse"),
+        ),
+        "linear_cross_entropy": Problem(
+            lambda hidden, weight: flagattn.linear_cross_entropy(hidden, weight, targets),
+            lambda hidden, weight: reference.linear_cross_entropy(hidden, weight, targets)[0],
+            scaled_head,
+            ("loss",),
         ),
     }
 
@@ -82,14 +174,12 @@ def errors(result: Tensor, ref64: Tensor) -> tuple[float, float]:
 
 
 def measure(problem: Problem, dtype: torch.dtype) -> dict[str, dict[str, float]]:
-    ours, plain, draw = problem
-    operands = {name: operand.to(dtype) for name, operand in draw().items()}
-    names = [*(f"d{name}" for name in operands)]
-    by_us = run_with_gradients(ours, operands)
-    by_plain = run_with_gradients(plain, operands)
-    oracle = run_with_gradients(plain, {name: operand.double() for name, operand in operands.items()})
-    outputs = [name for name in oracle if name not in names]
-    labels = dict(zip(outputs, ("out", "lse")))
+    operands = {name: operand.to(dtype) for name, operand in problem.draw().items()}
+    run = run_with_gradients if problem.differentiable else _run
+    by_us = run(problem.ours, operands)
+    by_plain = run(problem.plain, operands)
+    oracle = run(problem.plain, {name: operand.double() for name, operand in operands.items()})
+    labels = {f"output {index}": name for index, name in enumerate(problem.outputs)}
     rows = {}
     for name, ref64 in oracle.items():
         our_max, our_mean = errors(by_us[name], ref64)
@@ -97,6 +187,14 @@ def measure(problem: Problem, dtype: torch.dtype) -> dict[str, dict[str, float]]
         row = {"ours max": our_max, "plain max": plain_max, "ours mean": our_mean, "plain mean": plain_mean}
         rows[labels.get(name, name)] = {key: float(f"{value:.3g}") for key, value in row.items()}
     return rows
+
+
+def _run(op: Callable[..., Any], operands: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The results alone, named as `run_with_gradients` names them."""
+    with torch.no_grad():
+        result = op(**operands)
+    outputs = (result,) if isinstance(result, Tensor) else tuple(result)
+    return {f"output {index}": output for index, output in enumerate(outputs)}
 
 
 def main(arguments: list[str]) -> int:

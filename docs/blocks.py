@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import flagattn
 from aquila2.cli import config_table
 from aquila2.training.options import DataOptions, Options, SourceOptions, dump_options
-from bench import asks, report, results
-from bench.bars import BUSY
+from bench import asks, report, results, study_numerics
+from bench.bars import BUSY, Bar, Verdict
 from docs import features as feature_probes
 from docs import support as probes
 from docs.chinese import BAR_WORDS, ENVIRONMENT_ZH, phrase
@@ -29,10 +31,9 @@ def public_functions() -> dict[str, Any]:
     return {name: value for name, value in named.items() if inspect.isfunction(value)}
 
 
-def signature_of(name: str) -> str:
-    """`name(arguments)` as Python sees it, without annotations, broken after 100 columns."""
-    function = getattr(flagattn, name)
-    parameters = inspect.signature(function).parameters.values()
+def signature_of(name: str, function: Any = None) -> str:
+    """`name(arguments)` as Python sees it, without annotations, broken after 100 columns; by default of flagattn's."""
+    parameters = inspect.signature(function or getattr(flagattn, name)).parameters.values()
     bare = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters])
     text = f"{name}{bare}".replace("(-1, -1)", "(-1,\0-1)")  # a pair stays on one line
     lines = textwrap.wrap(text, 100, subsequent_indent=" " * (len(name) + 1), break_long_words=False)
@@ -45,15 +46,50 @@ def signature(language: str, up: str, name: str) -> str:
 
 def api_reference(language: str, up: str) -> str:
     """Signature and docstring of every public function."""
+    return "\n".join(_section(f"### {name}", name, function, up) for name, function in public_functions().items())
+
+
+# Modules that programs import by name, and what the reference describes of them; (): all that they list as public.
+MODULES: dict[str, tuple[str, ...]] = {
+    "flagattn.compat": (),
+    "flagattn.compat.flash_attn": (),
+    "flagattn.compat.flash_attn.bert_padding": (
+        "unpad_input",
+        "pad_input",
+        "unpad_input_for_concatenated_sequences",
+        "index_first_axis",
+        "index_put_first_axis",
+    ),
+    "flagattn.compat.flash_attn.layers.rotary": ("apply_rotary_emb", "apply_rotary_emb_qkv_", "apply_rotary_emb_kv_"),
+    "flagattn.compat.flash_attn_3": (),
+    "flagattn.compat.flag_attn": (),
+    "flagattn.compat.vllm": (),
+    "flagattn.integrations.torch_sdpa": ("enable", "register", "serves"),
+    "flagattn.integrations.transformers": ("register", "fuse", "unfuse"),
+    "flagattn.reference": (),
+}
+
+
+def module_reference(language: str, up: str) -> str:
+    """The same of the modules that stand beside the ops, each below what it says of itself first."""
     parts = []
-    for name, function in public_functions().items():
-        source = inspect.getsourcefile(inspect.unwrap(function)) or ""
-        path = source[source.rindex("flagattn/") :]
-        doc = inspect.cleandoc(function.__doc__ or "")
-        parts.append(
-            f"### {name}\n\n{signature(language, up, name)}\n\n{_docstring_as_markdown(doc)}\n\n[{path}]({up}{path})\n"
-        )
+    for path in MODULES:
+        module = importlib.import_module(path)
+        parts.append(f"### {path}\n\n{inspect.cleandoc(module.__doc__ or '').splitlines()[0]}\n")
+        parts += [_section(f"#### {path}.{name}", name, getattr(module, name), up) for name in described(path)]
     return "\n".join(parts)
+
+
+def described(path: str) -> list[str]:
+    """The names of a module that the reference describes."""
+    return list(MODULES[path] or importlib.import_module(path).__all__)
+
+
+def _section(heading: str, name: str, function: Any, up: str) -> str:
+    source = inspect.getsourcefile(inspect.unwrap(function)) or ""
+    path = source[source.rindex("flagattn/") :]
+    doc = _docstring_as_markdown(inspect.cleandoc(function.__doc__ or ""))
+    return f"{heading}\n\n```text\n{signature_of(name, function)}\n```\n\n{doc}\n\n[{path}]({up}{path})\n"
 
 
 def _docstring_as_markdown(doc: str) -> str:
@@ -202,27 +238,61 @@ def all_charts(language: str, up: str) -> str:
 
 
 def summary(language: str, up: str) -> str:
-    """The bars against torch and transformers, met or not, and how many of all bars are met."""
+    """The bars against other programs and rates of the machine, met or not, and how many of all bars are met."""
     quoted = _quoted()
     if quoted is None:
         return _nothing(language)
     machine, files = quoted
     header = [phrase(word, language) for word in ("what", "measured", "worst case", "bar", "met")]
     lines = []
-    for verdict in report.verdicts(files):
+    shown = summarised(files)
+    for verdict in shown:
         bar = verdict.bar
-        if not any(peer in bar.what for peer in ("against torch", "against HF")):
-            continue
         what = bar.what if language == "en" else _translated(bar.what)
-        bound = f"{bar.op} {bar.bound:g} ({phrase(bar.over, language)})"
+        least = f"{100 * bar.bound:g} %" if _is_share(bar) else f"{bar.bound:g}"
+        bound = f"{bar.op} {least} ({phrase(bar.over, language)})"
         met = phrase("met" if verdict.met else "short", language)
         if verdict.others_cpu > BUSY:
             met = phrase("busy", language)
-        lines.append([what, f"{verdict.measured:.2f}×", f"{verdict.worst:.2f}×", bound, met])
-    words = [line[-1] for line in report.bars_table(files)[1]]
-    counted = phrase("bars met", language).format(met=words.count("yes"), all=len(words))
+        measured = [_ratio(bar, value) for value in (verdict.measured, verdict.worst)]
+        lines.append([what, *measured, bound, met])
+    words = {line[0]: line[-1] for line in report.bars_table(files)[1]}
+    left_out = words.keys() - {verdict.bar.what for verdict in shown}
+    counted = phrase("bars met", language).format(
+        all=len(words),
+        met=list(words.values()).count("yes"),
+        out=len(left_out),
+        missed=sum(words[what] == "NO" for what in left_out),
+        page=f"[docs/benchmarks.md]({up}docs/benchmarks.md#bars)",
+    )
     modules = ", ".join(f"[{module}.json]({up}bench/results/{machine}/{module}.json)" for module in sorted(files))
-    return f"{report.markdown(header, lines)}\n\n{counted} {report.where(files['attention'])}; {modules}"
+    return f"{report.markdown(header, lines)}\n\n{counted}\n\n{report.where(files['attention'])}; {modules}"
+
+
+def summarised(files: report.Files) -> list[Verdict]:
+    """The bars that measure us by other programs or by the machine, of several programs the strongest."""
+    return strongest([verdict for verdict in report.verdicts(files) if verdict.bar.against != "ours"])
+
+
+def strongest(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Of bars that differ only in the program, the one where we come out worst."""
+    worst: dict[tuple[str, float], Verdict] = {}
+    for verdict in verdicts:
+        bar = verdict.bar
+        key = (bar.what.split(" against ")[0] if bar.against == "program" else bar.what, bar.bound)
+        other = worst.get(key)
+        if other is None or (verdict.decisive < other.decisive) == (bar.op == ">="):
+            worst[key] = verdict
+    return list(worst.values())
+
+
+def _ratio(bar: Bar, value: float) -> str:
+    """A share of what the machine gives in per cent, a ratio of times or bytes as such."""
+    return f"{100 * value:.0f} %" if _is_share(bar) else f"{value:.2f}×"
+
+
+def _is_share(bar: Bar) -> bool:
+    return bar.against == "machine" and bar.op == ">="
 
 
 def _translated(what: str) -> str:
@@ -246,12 +316,15 @@ def asked(language: str, up: str) -> str:
         return _nothing(language)
     machine, files = quoted
     header = ["bar", "over", "torch, GFLOP/s", "ours", "asked", "multiply-adds alone", "asked of that", "ours of that"]
+    rows = report.measured_beside(files["attention"])
     lines = [
         [ask.what, ask.shape, *(f"{rate / 1e9:.0f}" for rate in (ask.torch, ask.ours, ask.asked, ask.peak))]
         + [f"{100 * rate / ask.peak:.0f} %" for rate in (ask.asked, ask.ours)]
-        for ask in asks.asks(report.measured_beside(files["attention"]))
+        for ask in asks.asks(rows)
     ]
     source = f"[attention.json]({up}bench/results/{machine}/attention.json)"
+    if not asks.fma_peak(rows):
+        return f"The rate of multiply-adds was not measured in the run of {source}."
     return f"{report.markdown(header, lines)}\n\n{report.conditions(files['attention'])}. {source}"
 
 
@@ -289,7 +362,9 @@ def errors(language: str, up: str) -> str:
     ]
     source = f"`{study['command']}`, torch {study['torch']}, {study['cpu_level']}"
     file = f"bench/results/{name}/studies/numerics.json"
-    return f"{report.markdown(header, lines)}\n\n{source}. [{file}]({up}{file})"
+    rest = [op for op in study_numerics.problems() if op not in study["ops"]]
+    unmeasured = "\n\n" + phrase("unmeasured", language).format(ops="; ".join(rest)) if rest else ""
+    return f"{report.markdown(header, lines)}\n\n{source}. [{file}]({up}{file}){unmeasured}"
 
 
 # ----------------------------------------------------------------------------------------------- other projects' tests

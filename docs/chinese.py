@@ -35,8 +35,11 @@ _PHRASES = {
     "busy": ("doubtful: a busy machine", "存疑：测量时机器繁忙"),
     "geometric mean": ("mean", "平均"),
     "bars met": (
-        "Of all {all} bars {met} are met on this machine:",
-        "全部 {all} 个目标中，有 {met} 个在这台机器上达到：",
+        "Of all {all} bars {met} are met on this machine. The table has those against other programs, of several the "
+        "strongest, and those against rates of the machine; \"rows as queries\" is torch's SDPA given a group's heads "
+        "as query rows. Of the {out} that it leaves out {missed} are missed: {page}.",
+        "全部 {all} 个目标中，有 {met} 个在这台机器上达到。表中是与其他程序相比的目标（有几个程序时取最强的一个），"
+        "以及与机器自身速率相比的目标。表中未列的 {out} 个目标里，{missed} 个未达到，见 {page}。",
     ),
     "mask legend": (
         "Rows are queries, columns are keys. 0: not seen; 1: seen. In piecewise attention 1 is scored by q1·k1 and "
@@ -52,6 +55,10 @@ _PHRASES = {
     "plain max": ("plain's max", "朴素写法最大"),
     "mean": ("mean", "平均"),
     "plain mean": ("plain's mean", "朴素写法平均"),
+    "unmeasured": (
+        "Judged by the rule in the tests like all others, but not in this table before the study's next run: {ops}.",
+        "与其他算子一样由测试按上述规则检验，但要到下次测量时才会列入此表：{ops}。",
+    ),
     "no results": ("No results are committed yet.", "仓库中暂无测量结果。"),
 }
 
@@ -98,12 +105,15 @@ BAR_WORDS = (
     ("against two calls", "与两次调用再合并之比"),
     ("against our fp32", "与我们的 fp32 之比"),
     ("against torch.compile", "与 torch.compile 之比"),
+    ("against torch SDPA", "与 torch SDPA 之比"),
     ("against torch", "与 torch 之比"),
     ("against HF Llama eager", "与 HF Llama（eager）之比"),
     ("against HF Llama compiled", "与 HF Llama（torch.compile）之比"),
     ("time of a copy into a kept buffer", "所用时间与拷贝到保留缓冲区之比"),
     ("time of plain", "所用时间与普通注意力之比"),
     ("every case", "所有情形"),
+    (" full", " 无掩码"),
+    (" causal", " 因果"),
     (", ", "，"),
 )
 

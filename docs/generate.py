@@ -21,6 +21,7 @@ BLOCK = re.compile(r"(<!-- generated: ([a-z-]+)(?: (\w+))? -->\n).*?(<!-- end --
 # What every block is made by: (language, way up to the root, argument if there is one) -> text.
 MAKERS: dict[str, Callable[..., str]] = {
     "api": blocks.api_reference,
+    "api-modules": blocks.module_reference,
     "asked": blocks.asked,
     "bars": blocks.bars,
     "chart": blocks.chart,

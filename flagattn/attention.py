@@ -54,15 +54,16 @@ def flash_attn_func(
         causal: row i sees no key behind i + seqlen_k - seqlen_q.
         window_size: (left, right), inclusive around i + seqlen_k - seqlen_q; -1 is unbounded.
         softcap: bounds the scores softly to (-softcap, softcap); 0 switches it off.
-        alibi_slopes: (heads_q,) or (batch, heads_q), floating; not differentiated, so they must not require a gradient.
+        alibi_slopes: (heads_q,) or (batch, heads_q), floating: every score loses slope * |i + seqlen_k - seqlen_q - j|.
+            Not differentiated, so they must not require a gradient.
         deterministic: accepted; gradients are always the same from run to run.
         return_attn_probs: return (out, lse, None); the probabilities themselves are never formed.
-        sinks: (heads_q,), floating.
+        sinks: (heads_q,), floating: one more key per head, of this score and of value 0, that every row sees.
         return_lse: return (out, lse).
 
     Returns:
         out (batch, seqlen_q, heads_q, head_dim_v) in q's dtype, and where asked for lse (batch, heads_q, seqlen_q) in
-        float32, natural log, sinks included; -inf for rows that see no key and no sink.
+        float32, natural log, sinks included. Rows that see no key give 0 and -inf, or with sinks their head's sink.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.

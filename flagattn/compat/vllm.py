@@ -153,4 +153,5 @@ def is_fa_version_supported(fa_version: int, device: Any = None) -> bool:
 
 
 def fa_version_unsupported_reason(fa_version: int, device: Any = None) -> str | None:
+    """Why a version is not supported, in a sentence, or None."""
     return None if is_fa_version_supported(fa_version) else f"flagattn mirrors versions 2 and 3, not {fa_version}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_blocks_are_up_to_date(path: Path) -> None:
 def test_every_public_function_has_a_section(name: str) -> None:
     headings = re.findall(r"^### (\w+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(headings) == sorted(blocks.public_functions())
+
+
+def test_what_modules_offer_is_described() -> None:
+    headings = re.findall(r"^#### ([\w.]+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [f"{path}.{name}" for path in blocks.MODULES for name in blocks.described(path)]
+    for heading in headings:
+        path, _, name = heading.rpartition(".")
+        assert getattr(importlib.import_module(path), name).__doc__, f"{heading} has no docstring"
 
 
 def test_an_unknown_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ class Speed:
         Returns:
             seconds; tokens_per_second; mfu, the share of the peak (0 where that is not known); llama2, the speed over
             what LLaMA-2's report lets expect of as many GPUs as there are ranks; memory, the largest so far in bytes,
-            on the device where it is a GPU; skew, the slowest rank's time over the middle one's.
+            on the device where it is a GPU; skew, the slowest rank's time over the median of all ranks.
         """
         speed = tokens / seconds
         middle = statistics.median(busy)
