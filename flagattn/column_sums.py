@@ -42,6 +42,7 @@ def attention_column_sums(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
+        NotImplementedError: the operands are not on the CPU.
 
     Not differentiable. Source: FlagAttention's total attention (FlagOpen, 2023).
     """

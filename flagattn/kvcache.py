@@ -75,7 +75,8 @@ def flash_attn_with_kvcache(
         q: (batch, seqlen_q, heads_q, head_dim), float32, bfloat16 or float16, head_dim up to 256 (the cache is copied
             with padding unless it is a multiple of 8).
         k_cache: (rows, capacity, heads_k, head_dim) with at least batch rows, or with block_table (pages, page_size,
-            heads_k, head_dim); heads_k divides heads_q. Any strides, but the last dimension must be contiguous.
+            heads_k, head_dim); heads_k divides heads_q. Any strides, but the last dimension must be contiguous. To be
+            appended to under torch.compile with symbolic sizes it needs storage of its own (docs/ops/caches.md).
         v_cache: the same with head_dim_v.
         k, v: (batch, seqlen_new, heads_k, head_dim or head_dim_v): written in place behind cache_seqlens rows. Needs
             cache_seqlens, and memory that is not a cache's.

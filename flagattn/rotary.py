@@ -37,7 +37,8 @@ def apply_rotary(
         interleaved: pairs are channels (2i, 2i + 1), as in GPT-J; else (i, i + R / 2), as in GPT-NeoX and Llama.
         positions: int32 or int64, (batch, seqlen) or (seqlen,), or (total,) of packed x; without it row s stands at
             position s.
-        inplace: write into x and return it. Only without gradient.
+        inplace: write into x and return it. Only without gradient; under torch.compile with symbolic sizes x needs
+            storage of its own (docs/ops/caches.md).
 
     Returns:
         The rotated tensor in x's shape and dtype, contiguous; x itself with `inplace`.

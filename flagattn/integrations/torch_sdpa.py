@@ -57,8 +57,9 @@ def enable() -> Handle:
     """Replace torch.nn.functional.scaled_dot_product_attention until the handle is removed.
 
     Code that looks the function up there finds ours: torch.nn layers and transformers' "sdpa" do. Code that imported
-    the function itself earlier keeps torch's, and so do calls that `serves` does not tell. In those that it tells, two
-    things change: a second derivative raises, and rows whose keys are all hidden by biases below -1e38, such as
+    the function itself earlier keeps torch's, and so do calls that `serves` does not tell. In those that it tells,
+    three things change: a second derivative raises; attn_mask together with is_causal=True raises, as torch documents,
+    whose CPU takes both; and rows whose keys are all hidden by biases below -1e38, such as
     `torch.finfo(torch.float32).min`, are 0, where torch takes the mean of all values.
 
     Raises:
