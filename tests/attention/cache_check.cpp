@@ -1,5 +1,5 @@
-// Checks attention/cpu/cache.cpp by brute force: what check_cache accepts and refuses, what it says, and where
-// append_to_cache writes. Prints one line per failure.
+// Checks attention/cache_checks.h and attention/cpu/cache.cpp by brute force: what check_cache accepts and refuses, what
+// it says, and where append_to_cache writes. Prints one line per failure.
 #include "attention/cpu/cache.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/cache_checks.h"
 #include "attention/schedule.h"
 
 using namespace flagattn;
@@ -138,7 +139,7 @@ void check_values(int64_t round) {
   Problem problem;
   AttentionParams& params = problem.params;
   const bool right = problem.is_right();
-  const Status status = cpu::check_cache(params);
+  const Status status = check_cache(params);
   expect(status.ok() == right, "accepted as by the definition", round, right, status.message);
   if (!status.ok()) {
     expect(!status.message.empty() && status.message.back() == '.', "a sentence", round, 0, status.message);
@@ -188,7 +189,7 @@ void check_many_rows() {
   params.cache.appended = 300;
   const int32_t seqlens[] = {100, 7};
   params.cache.seqlens = seqlens;
-  expect(cpu::check_cache(params).ok(), "long stretches", 0, 0);
+  expect(check_cache(params).ok(), "long stretches", 0, 0);
   std::vector<float> cache(2 * 400, -1.0f), fresh(2 * 300);
   for (size_t i = 0; i < fresh.size(); ++i) fresh[i] = static_cast<float>(i);
   cpu::append_to_cache(params, {fresh.data(), 300, 1, 1}, {cache.data(), 400, 1, 1}, 1, kInARow);
