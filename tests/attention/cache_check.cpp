@@ -1,5 +1,5 @@
-// Checks attention/cache_checks.h and attention/cpu/cache.cpp by brute force: what check_cache accepts and refuses, what
-// it says, and where append_to_cache writes. Prints one line per failure.
+// Checks attention/cache_checks.h and attention/cpu/cache.cpp by brute force: what check_cache accepts and refuses,
+// what it says, and where append_to_cache writes. Prints one line per failure.
 #include "attention/cpu/cache.h"
 
 #include <algorithm>
