@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# bench/gpu_session.sh OUT [CHUNK...]: what is to be learned from one NVIDIA GPU, as at most eight files in OUT. Each step has
-# its own time limit, writes as it goes and does not stop the others; OUT/steps.txt tells how each ended, OUT/session.log
-# holds what all printed. BUDGET (540) seconds bound the whole call.
+# bench/gpu_session.sh OUT [CHUNK...]: what is to be learned from one NVIDIA GPU, as a few files in OUT. Each step has a
+# time limit, writes as it goes and does not stop the others; OUT/steps.txt tells how each ended, OUT/session.log holds
+# what all printed. The whole call ends within BUDGET seconds (540 by default).
 #
 #   build   compiles the libraries and the programs, where --prepare has not been run before
 #   check   single instructions and launches against their host twins, first of all: the host runner's truth rests on them;
@@ -9,8 +9,8 @@
 #   tests   pytest -m gpu, its files side by side (tests.jsonl), and compute-sanitizer on a few if it is there
 #   bench   attention (attention.json) and the fused ops (fused.json) against torch and the machine's rates
 #
-# Without a CHUNK it is all of them, of the first only what is missing. A chunk alone has longer limits, for machines that are
-# lent for one call after the other. PLAN=1 prints the steps and their limits and runs nothing.
+# Without a CHUNK it is all of them, of the first only what is missing. A chunk that is run alone has longer limits. PLAN=1
+# prints the steps and their limits and runs nothing.
 #
 #   bench/gpu_session.sh --prepare   on the building machine, before a session on a machine without compilers: builds all that
 #                                    and runs the host runner's side of the comparison into build/gpu_session

@@ -15,7 +15,7 @@ _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]
 _TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
 
 # What a step of a main loop never leaves out: a branch over none of these is taken to skip work for edges and options.
-_NEEDED = ("HMMA", "LDGSTS", "LDG", "STG")
+_NEEDED = {"HMMA", "LDGSTS", "LDG", "STG"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def main_loop(instructions: list[Instruction]) -> tuple[int, int]:
 def plain_step(instructions: list[Instruction]) -> list[Instruction]:
     """What one pass of the main loop executes on a tile that no mask cuts, without options.
 
-    Branches forward are followed where they skip neither matrix products nor copies; loops inside are passed once.
+    Branches forward are followed where they skip neither matrix products nor copies, and where copies wait at a barrier
+    that is skipped with them: a tile that is fetched once more. Loops inside are passed once.
     """
     first, last = main_loop(instructions)
     at = {instruction.address: index for index, instruction in enumerate(instructions)}
@@ -95,7 +96,9 @@ def plain_step(instructions: list[Instruction]) -> list[Instruction]:
         target = at.get(instruction.target) if instruction.target is not None else None
         if target is not None and index < target <= last:
             skipped = instructions[index + 1 : target]
-            if not instruction.predicated or not any(one.name in _NEEDED for one in skipped):
+            names = {one.name for one in skipped}
+            fetches_again = "BAR" in names and "HMMA" not in names
+            if not instruction.predicated or fetches_again or not names & _NEEDED:
                 index = target
                 continue
         index += 1

@@ -68,10 +68,12 @@ if(NOT cuda_reason)
   target_link_libraries(_C_cuda PRIVATE CUDA::cudart_static)
 endif()
 
-# What build_info() reports.
+# What build_info() reports. Where CUDA is not built any more, nothing of it may stay.
 set(FLAGATTN_COMPILER "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}")
 string(JOIN " " FLAGATTN_LEVELS ${levels})
 if(cuda_reason)
+  # An earlier build's, of kernels and schemas that may have changed: setup.py places what lies in lib.
+  file(REMOVE "${CMAKE_BINARY_DIR}/lib/_C_cuda.so")
   set(FLAGATTN_BUILT_ARCHS "")
   set(FLAGATTN_CUDA_COMPILER "")
 else()

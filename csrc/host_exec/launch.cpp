@@ -197,6 +197,11 @@ class Worker {
       }
     }
     if (!status.ok()) residents_.stop();
+    for (Machine* m : running_) {
+      if (m->recording == nullptr) continue;
+      m->failure = status.ok() ? "another block has stopped the launch" : status.message;
+      end_recording(*m);
+    }
     residents_.worker_ends(index_);
     for (auto& m : machines_) tsan::acquire(m->end_token);
     return status;

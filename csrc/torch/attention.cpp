@@ -1,55 +1,26 @@
-// attention_forward and piecewise_forward on the CPU: check, allocate, fill params, launch.
+// attention_forward and piecewise_forward on the CPU.
 #include <torch/csrc/stable/library.h>
-
-#include <tuple>
 
 #include "attention/cpu/attention.h"
 #include "torch/attention_cpu.h"
+#include "torch/attention_ops.h"
 #include "torch/executor.h"
 
 namespace flagattn {
 namespace {
 
-std::tuple<Tensor, Tensor> run_forward(const AttentionArgs& args) {
-  AttentionParams params = checked_params(args);
-  check_values(args, params);
-  Tensor out = empty_out(params, args.q);
-  Tensor lse = empty_lse(params, args.q);
-  params.out = heads_output(out);
-  params.lse = rows_output(lse);
-  check(cpu::run_attention_forward(params, torch_threads()), args.op);
-  define_rows_behind(params, out);
-  return {std::move(out), std::move(lse)};
-}
+struct OnCpu {
+  static void check_values(const AttentionArgs& args, const AttentionParams& params) {
+    flagattn::check_values(args, params);
+  }
 
-std::tuple<Tensor, Tensor> attention_forward(
-    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
-    const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
-    int64_t window_left, int64_t window_right, double softcap, const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& keep, const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
-    const std::optional<Tensor>& rng_state, double dropout_p) {
-  return run_forward({"attention_forward", q, k, v, nullptr, nullptr, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                      max_seqlen_k,
-                      /*dist_threshold=*/0, softmax_scale, window_left, window_right, softcap,
-                      ScoreArgs{pointer_to(bias), pointer_to(keep), pointer_to(alibi_slopes), pointer_to(sinks),
-                                pointer_to(rng_state), dropout_p}});
-}
-
-std::tuple<Tensor, Tensor> piecewise_forward(const Tensor& q1, const Tensor& k1, const Tensor& q2, const Tensor& k2,
-                                             const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
-                                             const std::optional<Tensor>& cu_seqlens_k, int64_t max_seqlen_q,
-                                             int64_t max_seqlen_k, int64_t dist_threshold, double softmax_scale,
-                                             int64_t window_left, int64_t window_right, double softcap,
-                                             const std::optional<Tensor>& sinks) {
-  return run_forward({"piecewise_forward", q1, k1, v, &q2, &k2, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                      dist_threshold, softmax_scale, window_left, window_right, softcap,
-                      ScoreArgs{.sinks = pointer_to(sinks)}});
-}
+  static void forward(const AttentionArgs& args, const AttentionParams& params, const Tensor& out) {
+    check(cpu::run_attention_forward(params, torch_threads()), args.op);
+    define_rows_behind(params, out);
+  }
+};
 
 }  // namespace
 }  // namespace flagattn
 
-STABLE_TORCH_LIBRARY_IMPL(flagattn, CPU, m) {
-  m.impl("attention_forward", TORCH_BOX(&flagattn::attention_forward));
-  m.impl("piecewise_forward", TORCH_BOX(&flagattn::piecewise_forward));
-}
+STABLE_TORCH_LIBRARY_IMPL(flagattn, CPU, m) { flagattn::AttentionOps<flagattn::OnCpu>::add_to(m); }

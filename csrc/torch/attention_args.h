@@ -45,11 +45,13 @@ struct AttentionArgs {
   const char* name_v() const { return cache == nullptr ? "v" : "v_cache"; }
 };
 
-// Of (batch, seqlen, heads, head_dim), or packed (total, heads, head_dim).
+// Of (batch, seqlen, heads, head_dim), or packed (total, heads, head_dim). The stride of a dimension of one element,
+// which may be any number, is 0: kernels form addresses of rows beyond the end that they do not read, and those stay
+// aligned too.
 inline HeadsView heads_view(const Argument& argument, void* data) {
-  const Sizes& strides = argument.strides;
-  if (strides.size() == 3) return {data, 0, strides[0], strides[1]};
-  return {data, strides[0], strides[1], strides[2]};
+  const auto stride = [&](size_t dim) { return argument.sizes[dim] <= 1 ? 0 : argument.strides[dim]; };
+  if (argument.strides.size() == 3) return {data, 0, stride(0), stride(1)};
+  return {data, stride(0), stride(1), stride(2)};
 }
 inline HeadsView heads_input(const Argument& argument) { return heads_view(argument, input_data(argument.tensor)); }
 inline HeadsView heads_output(const Tensor& tensor) { return heads_view({"", tensor}, output_data(tensor)); }

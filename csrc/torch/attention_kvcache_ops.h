@@ -1,17 +1,13 @@
 // The cache ops as their schemas spell them: arguments gathered and checked, for any device to run.
 #pragma once
 
-#include <initializer_list>
-#include <optional>
-#include <tuple>
+#include <span>
 
+#include "torch/attention_ops.h"
 #include "torch/new_rows.h"
 #include "torch/rotary_args.h"
 
 namespace flagattn {
-
-using OptionalTensor = std::optional<Tensor>;
-using AttentionResults = std::tuple<Tensor, Tensor>;  // out, lse
 
 // By which the new keys and the queries are rotated.
 struct Rotation {

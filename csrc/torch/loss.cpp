@@ -6,7 +6,7 @@
 
 #include "loss/cpu/loss.h"
 #include "torch/executor.h"
-#include "torch/loss_args.h"
+#include "torch/loss_ops.h"
 #include "torch/matrix_product.h"
 
 namespace flagattn {
@@ -14,47 +14,16 @@ namespace {
 
 // Given logits
 
-LossTensors cross_entropy(const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& token_weights,
-                          int64_t ignore_index, int64_t reduction, double softcap, double z_loss,
-                          double label_smoothing) {
-  constexpr const char* op = "cross_entropy";
-  const Argument x("logits", logits);
-  CrossEntropyParams params;
-  params.dtype = check_floating(op, x);
-  params.logits = strided_rows(op, x);
-  params.in = loss_rows(op, x, rows_by_cols(x).cols, targets, token_weights, ignore_index, reduction, softcap, z_loss,
-                        label_smoothing);
-  LossTensors results = empty_results(x, params.in, &params.out);
-  check(cpu::run_cross_entropy(params, torch_threads()), op);
-  return results;
-}
+struct OnCpu {
+  static void check_targets(const char*, const LossRows&, const Tensor&) {}  // the kernels do
 
-Tensor cross_entropy_backward(const std::optional<Tensor>& dloss, const std::optional<Tensor>& dlse,
-                              const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& token_weights,
-                              const Tensor& lse_parts, int64_t ignore_index, int64_t reduction, double softcap,
-                              double z_loss, double label_smoothing) {
-  constexpr const char* op = "cross_entropy_backward";
-  const Argument x("logits", logits);
-  CrossEntropyBackwardParams params = loss_backward_params(op, dloss, dlse, x, targets, token_weights, lse_parts,
-                                                           ignore_index, reduction, softcap, z_loss, label_smoothing);
-  Tensor dlogits = empty_like_device(logits, x.dtype, x.sizes);
-  params.dlogits = contiguous_rows(dlogits, params.in.classes);
-  check(cpu::run_cross_entropy_backward(params, torch_threads()), op);
-  return dlogits;
-}
-
-void cross_entropy_backward_inplace(const std::optional<Tensor>& dloss, const std::optional<Tensor>& dlse,
-                                    const Tensor& logits, const Tensor& targets,
-                                    const std::optional<Tensor>& token_weights, const Tensor& lse_parts,
-                                    int64_t ignore_index, int64_t reduction, double softcap, double z_loss,
-                                    double label_smoothing) {
-  constexpr const char* op = "cross_entropy_backward_";
-  const Argument x("logits", logits);
-  CrossEntropyBackwardParams params = loss_backward_params(op, dloss, dlse, x, targets, token_weights, lse_parts,
-                                                           ignore_index, reduction, softcap, z_loss, label_smoothing);
-  params.dlogits = params.logits;
-  check(cpu::run_cross_entropy_backward(params, torch_threads()), op);
-}
+  static void forward(const char* op, const CrossEntropyParams& params, const Tensor&) {
+    check(cpu::run_cross_entropy(params, torch_threads()), op);
+  }
+  static void backward(const char* op, const CrossEntropyBackwardParams& params, const Tensor&) {
+    check(cpu::run_cross_entropy_backward(params, torch_threads()), op);
+  }
+};
 
 // Logits of hidden states
 
@@ -127,9 +96,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_backward(
 }  // namespace flagattn
 
 STABLE_TORCH_LIBRARY_IMPL(flagattn, CPU, m) {
-  m.impl("cross_entropy", TORCH_BOX(&flagattn::cross_entropy));
-  m.impl("cross_entropy_backward", TORCH_BOX(&flagattn::cross_entropy_backward));
-  m.impl("cross_entropy_backward_", TORCH_BOX(&flagattn::cross_entropy_backward_inplace));
+  flagattn::CrossEntropyOps<flagattn::OnCpu>::add_to(m);
   m.impl("linear_cross_entropy", TORCH_BOX(&flagattn::linear_cross_entropy));
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&flagattn::linear_cross_entropy_backward));
 }

@@ -75,19 +75,4 @@ inline StridedRows contiguous_rows(const Tensor& tensor, int64_t cols) {
   return rows;
 }
 
-inline CrossEntropyBackwardParams loss_backward_params(const char* op, const std::optional<Tensor>& dloss,
-                                                       const std::optional<Tensor>& dlse, const Argument& logits,
-                                                       const Tensor& targets,
-                                                       const std::optional<Tensor>& token_weights,
-                                                       const Tensor& lse_parts, int64_t ignore_index, int64_t reduction,
-                                                       double softcap, double z_loss, double label_smoothing) {
-  CrossEntropyBackwardParams params;
-  params.dtype = check_floating(op, logits);
-  params.logits = strided_rows(op, logits);
-  params.in = loss_rows(op, logits, rows_by_cols(logits).cols, targets, token_weights, ignore_index, reduction, softcap,
-                        z_loss, label_smoothing);
-  params.upstream = upstream_of(op, params.in, dloss, dlse, lse_parts);
-  return params;
-}
-
 }  // namespace flagattn

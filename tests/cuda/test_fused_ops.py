@@ -14,8 +14,10 @@ import flagattn
 from flagattn import reference
 from flagattn.testing import LAYOUTS, check_against_oracle, laid_out
 from tests.activation import test_swiglu as swiglu_cases
+from tests.cuda.moving import moved_to
 from tests.host_exec.test_norm_sm80 import OPTIONS
 from tests.host_exec.test_norm_sm80 import OWN_SHAPES as OWN_NORM_SHAPES
+from tests.host_exec.test_norm_sm80 import SHAPES as NORM_SHAPES
 from tests.host_exec.test_rotary_sm80 import OWN_SHAPES as OWN_ROTARY_SHAPES
 from tests.norm import test_rms_norm as norm_cases
 from tests.rotary import test_apply_rotary as rotary_cases
@@ -29,10 +31,7 @@ def on_gpu(op: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """op on copies on the GPU of its tensors, the layouts kept; its results come back."""
 
     def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        there = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
-        return value.to("cuda") if value.requires_grad or 0 in value.stride() else there.copy_(value)
+        return moved_to(value, "cuda") if isinstance(value, Tensor) else value
 
     def call(**tensors: Any) -> Any:
         result = op(**{name: moved(t) for name, t in tensors.items()}, **{n: moved(v) for n, v in options.items()})
@@ -42,7 +41,7 @@ def on_gpu(op: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", norm_cases.SHAPES + OWN_NORM_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", NORM_SHAPES + OWN_NORM_SHAPES, ids=str)
 def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for rounding, residual, offset in OPTIONS:
         options: dict[str, Any] = {"eps": 1e-3, "rounding": rounding, "offset": offset}
@@ -57,6 +56,23 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", (*swiglu_cases.SHAPES, (3, 8200)), ids=str)
 def test_swiglu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     check_against_oracle(on_gpu(flagattn.swiglu), reference.swiglu, swiglu_cases.operands(shape, dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cols", [33, 48, 1032])
+def test_layouts_of_rows(cols: int, layout: str) -> None:
+    """Views of several strides and odd starts, of both operands."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(torch.bfloat16)
+
+    x, residual, weight = laid_out(random(2, 9, 3, cols), layout), random(2, 9, 3, cols), random(cols)
+    norm = {"x": x, "weight": weight, "residual": residual}
+    check_against_oracle(on_gpu(flagattn.rms_norm), reference.rms_norm, norm)
+    check_against_oracle(on_gpu(flagattn.rms_norm), reference.rms_norm, {**norm, "x": residual, "residual": x})
+    check_against_oracle(on_gpu(flagattn.swiglu), reference.swiglu, {"gate": x, "up": residual})
+    check_against_oracle(on_gpu(flagattn.swiglu), reference.swiglu, {"gate": residual, "up": x})
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -121,6 +121,14 @@ def test_a_step_skips_options_but_no_copies() -> None:
     )
 
 
+def test_a_step_skips_copies_behind_a_barrier_of_their_own() -> None:
+    fetches = LISTING.replace("FMUL R3, R3, R4 ;", "LDGSTS.E.BYPASS.128 [R5], [R6.64] ;")
+    ((_, needed),) = sass.functions_of(fetches).items()
+    ((_, option),) = sass.functions_of(fetches.replace("MUFU.TANH R3, R3", "BAR.SYNC 0x0")).items()
+    assert sass.counts(sass.plain_step(needed))["LDGSTS"] == 2
+    assert sass.counts(sass.plain_step(option))["LDGSTS"] == 1
+
+
 def test_occupancy_by_registers_and_shared_memory() -> None:
     def blocks(warps: int, registers: int, shared_bytes: int) -> int:
         tile = static_model.Tile(128, 64, warps, 2, registers, shared_bytes)

@@ -107,7 +107,7 @@ def record(
     try:
         run()
     except RuntimeError as error:
-        if not str(error).startswith("block "):
+        if not str(error).startswith(("block ", "deadlock between blocks: ")):
             raise
     finally:
         recordings = module.recordings()

@@ -317,6 +317,25 @@ bool race_with_copy() {
       .ok();
 }
 
+// With .ftz numbers below 2^-126 are 0, as operands and as results.
+bool approximations_flush_denormals() {
+  constexpr float kInfinity = INFINITY;
+  std::vector<float> out(6);
+  const Status status = run(
+      [](const Arguments a) {
+        if (ptx::thread_index() != 0) return;
+        a.out[0] = ptx::reciprocal_approx(-3e38f);
+        a.out[1] = ptx::reciprocal_approx(1e-39f);
+        a.out[2] = ptx::log2_approx(1e-39f);
+        a.out[3] = ptx::exp2_approx(-126.5f);
+        a.out[4] = ptx::reciprocal_approx(0x1p126f);
+        a.out[5] = ptx::exp2_approx(-126.0f);
+      },
+      1, 32, {out.data(), nullptr});
+  return status.ok() && out[0] == 0.0f && std::signbit(out[0]) && out[1] == kInfinity && out[2] == -kInfinity &&
+         out[3] == 0.0f && out[4] == 0x1p-126f && out[5] == 0x1p-126f;
+}
+
 int run_check(const std::string& name, uint32_t seed) {
   const std::map<std::string, std::function<bool()>> checks = {
       {"shuffles_exchange_lanes", shuffles_exchange_lanes},
@@ -324,6 +343,7 @@ int run_check(const std::string& name, uint32_t seed) {
       {"named_barriers_hand_over", named_barriers_hand_over},
       {"matrices_multiply", matrices_multiply},
       {"copies_fill_with_zeros", copies_fill_with_zeros},
+      {"approximations_flush_denormals", approximations_flush_denormals},
       {"global_sectors_are_counted", counter_checks::global_sectors_are_counted},
       {"bank_conflicts_are_counted", counter_checks::bank_conflicts_are_counted},
       {"matrix_conflicts_are_counted", counter_checks::matrix_conflicts_are_counted},

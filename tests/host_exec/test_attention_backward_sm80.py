@@ -72,6 +72,38 @@ def test_matches_the_oracle(index: int) -> None:
     assert_all_close_to_oracle(ours, {name: plain[name] for name in ours}, {name: ref64[name] for name in ours})
 
 
+@pytest.mark.parametrize("softcap", [1e3, 1e5])
+def test_a_wide_soft_cap_keeps_the_weights(softcap: float) -> None:
+    """A cap far above the scores changes nothing: the gradients are those without it."""
+    kernels.set_schedule()
+    case = AttentionCase("soft_cap", 70, 90, causal=True, softcap=softcap)
+    inputs = make_inputs(case, torch.float16)
+    capped, plain = backward_of(case, inputs), backward_of(replace(case, softcap=0.0), inputs)
+    for name, ours in capped.items():
+        largest = float(plain[name].abs().max())
+        assert float((ours - plain[name]).abs().max()) <= 2 * torch.finfo(torch.float16).eps * largest, name
+
+
+def test_strides_that_are_never_stepped_may_be_anything() -> None:
+    """Of a batch of one, of a single row, of a single head; no other stride may leave the borders of 16 bytes."""
+    kernels.set_schedule()
+    case = AttentionCase("single", 1, 70, heads_q=1, heads_k=1)
+    inputs = make_inputs(case, torch.float16)
+    expected = backward_of(case, inputs)
+
+    def odd(tensor: Tensor) -> Tensor:
+        strides = [3 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride())]
+        return tensor.as_strided(tensor.shape, strides, tensor.storage_offset())
+
+    views = {name: odd(operand) for name, operand in inputs.operands.items()}
+    assert views["q"].stride() == (3, 3, 3, 1) and views["k"].stride() == (3, 64, 3, 1)
+    ours = backward_of(case, replace(inputs, operands=views, dout=odd(inputs.dout)))
+    assert all(torch.equal(ours[name], gradient) for name, gradient in expected.items())
+    views["k"] = torch.zeros(1, 70, 1, 68, dtype=torch.float16)[..., :64]
+    with pytest.raises(RuntimeError, match="k does not start at, or step in, multiples of 16 bytes"):
+        backward_of(case, replace(inputs, operands=views))
+
+
 @pytest.mark.parametrize(
     "fields", [{"head_dim": 64}, {"head_dim": 128, "dist_threshold": 90}, {"head_dim": 256}], ids=str
 )

@@ -207,6 +207,38 @@ def test_work_is_what_the_mask_leaves(seqlen_q: int, seqlen_k: int, mask: dict, 
         assert done["global_bytes_read"] == (seqlen_q + query_tiles * 2 * seqlen_k) * head_dim * 2
 
 
+def bytes_and_sectors_read(case: AttentionCase, bias_dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
+    inputs = make_inputs(case, torch.bfloat16)
+    if "bias" in inputs.operands:
+        bias = inputs.operands["bias"].to(bias_dtype)
+        inputs = replace(inputs, operands={**inputs.operands, "bias": bias})
+    kernels.set_schedule()
+    kernels.attention_forward_sm80(case, inputs)
+    done = kernels.counters()
+    return done["global_bytes_read"], done["global_sectors_read"]
+
+
+@pytest.mark.parametrize("head_dim", [64, 256])
+@pytest.mark.parametrize(
+    ("operand", "dtype"), [("bias", torch.bfloat16), ("bias", torch.float32), ("keep", torch.bool)], ids=str
+)
+def test_bytes_of_what_joins_the_scores(operand: str, dtype: torch.dtype, head_dim: int) -> None:
+    """Every element is read once; of a row that all share, once for the rows of a warp in steps of eight.
+
+    The four lanes of a row read eight neighbours, whatever their size: a sector, which fp32 fills, bf16 to a half.
+    """
+    case = AttentionCase("counted", 256, 320, heads_q=1, heads_k=1, head_dim=head_dim)
+    elements, lanes_elements = 256 * 320, 8
+    block_m, *_ = kernels.host_exec_module().attention_forward_sm80_tile(head_dim, True)
+    without = bytes_and_sectors_read(replace(case, alibi="h"))  # the same instantiation
+    slopes = (256 // block_m * 128 * 4, 256 // block_m * 4)  # that every thread reads, a sector for a warp
+    for shape, rows_at_once, lanes_at_once in (("11qk", 1, 1), ("111k", block_m // 4 // 8, 8)):
+        with_operand = replace(case, bias=shape) if operand == "bias" else replace(case, keep=shape)
+        read = bytes_and_sectors_read(with_operand, dtype)
+        assert read[0] - (without[0] - slopes[0]) == elements * dtype.itemsize // rows_at_once
+        assert read[1] - (without[1] - slopes[1]) == elements // lanes_elements // rows_at_once // lanes_at_once
+
+
 @pytest.mark.parametrize(
     ("packed", "batch", "heads_q", "heads_k"), [(False, 3, 6, 2), (True, 2, 4, 4), (False, 1, 1, 1)]
 )

@@ -94,6 +94,14 @@ def test_a_kernel_that_is_stopped_is_recorded_up_to_there() -> None:
     assert "The runner stopped the kernel" in page(recording, "stopped")
 
 
+def test_a_block_that_waits_for_others_forever_is_recorded_too() -> None:
+    kernel, case = "attention_backward", "long_causal"
+    last = max(recording.blocks for recording in recorded(kernel, case) if len(recording.warps) == 8) - 1
+    stopped = [one for one in recorded(kernel, case, block=last, fault="missing_signal") if one.failure]
+    assert len(stopped) == 1 and stopped[0].block == last
+    assert stopped[0].failure.startswith("deadlock between blocks: ") and stopped[0].count("matrix_product") > 0
+
+
 def test_unknown_names_are_refused() -> None:
     for kernel, case, fault in (("none", SQUARE, ""), ("rms_norm", SQUARE, ""), ("attention_forward", "none", "")):
         with pytest.raises(ValueError, match=r"none|ROWSxCOLS"):

@@ -12,6 +12,7 @@ ALLOWED = (
     "named_barriers_hand_over",
     "matrices_multiply",
     "copies_fill_with_zeros",
+    "approximations_flush_denormals",
     "global_sectors_are_counted",
     "bank_conflicts_are_counted",
     "matrix_conflicts_are_counted",

@@ -10,6 +10,11 @@
 
 namespace flagattn::ptx {
 
+#if !FLAGATTN_ON_GPU
+// As instructions with .ftz take and give numbers: denormals are 0, of their sign.
+inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+#endif
+
 // 2^x within 2 ulp; results below 2^-126 become 0 (ex2.approx.ftz).
 FLAGATTN_DEVICE float exp2_approx(float x) {
 #if FLAGATTN_ON_GPU
@@ -18,8 +23,7 @@ FLAGATTN_DEVICE float exp2_approx(float x) {
   return y;
 #else
   if (host_exec::is_recording) host_exec::special_function();
-  const float y = std::exp2(x);
-  return y < 0x1p-126f ? 0.0f : y;
+  return flushed(std::exp2(x));
 #endif
 }
 
@@ -31,11 +35,11 @@ FLAGATTN_DEVICE float reciprocal_approx(float x) {
   return y;
 #else
   if (host_exec::is_recording) host_exec::special_function();
-  return 1.0f / x;
+  return flushed(1.0f / flushed(x));
 #endif
 }
 
-// log2(x) within 1 ulp away from x = 1 (lg2.approx.ftz).
+// log2(x) within 1 ulp away from x = 1; denormals count as 0 (lg2.approx.ftz).
 FLAGATTN_DEVICE float log2_approx(float x) {
 #if FLAGATTN_ON_GPU
   float y;
@@ -43,7 +47,7 @@ FLAGATTN_DEVICE float log2_approx(float x) {
   return y;
 #else
   if (host_exec::is_recording) host_exec::special_function();
-  return std::log2(x);
+  return std::log2(flushed(x));
 #endif
 }
 

@@ -278,7 +278,9 @@ class ForwardWorker : ForwardColumns {
     }
     float* sums = first ? outputs : scratch_.sums;
     clear_panel(sums);
-    ahead_.share(num_runs * head_dim_v_ / kMR);
+    int64_t steps = 0;
+    for (int i = 0; i < num_runs; ++i) steps += head_dim_v_ / (runs[i].num_vectors == 1 ? kBlockRows<1> : kMR);
+    ahead_.share(steps);
     for (int i = 0; i < num_runs; ++i) {
       if (values_finite_) {
         with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, sums, ahead_); });

@@ -23,6 +23,11 @@ inline constexpr int kNV = 3;
 // Columns (query rows, one per lane) of a panel.
 inline constexpr int kPanel = kNV * F32::kLanes;
 
+// Rows of a block NV vectors wide. A sum takes four cycles to reach its next addition: four sums would leave the
+// multipliers waiting.
+template <int NV>
+inline constexpr int kBlockRows = NV == 1 ? 8 : kMR;
+
 template <int MR, int NV>
 FLAGATTN_INLINE void clear(F32 (&c)[MR][NV]) {
   FLAGATTN_UNROLL for (int r = 0; r < MR; ++r) { FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[r][v] = F32::zero(); }

@@ -23,11 +23,11 @@ struct ValueTile {
   int64_t head_dim;
 };
 
-// kMR rows of O^T: out = scale * out + sum over the keys; without what was there where it is the first tile.
+// Some rows of O^T: out = scale * out + sum over the keys; without what was there where it is the first tile.
 template <int NV, bool kFirst>
 FLAGATTN_KERNEL void add_scaled(const float* strip, const float* weights, int64_t num_keys, const F32* rescale,
                                 float* out) {
-  F32 c[kMR][NV];
+  F32 c[kBlockRows<NV>][NV];
   clear(c);
   multiply_strip(strip, kStrip, weights, kPanel, num_keys, c);
   if constexpr (kFirst) {
@@ -36,7 +36,7 @@ FLAGATTN_KERNEL void add_scaled(const float* strip, const float* weights, int64_
   }
   FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
     const F32 scale = rescale[v];
-    FLAGATTN_UNROLL for (int r = 0; r < kMR; ++r) {
+    FLAGATTN_UNROLL for (int r = 0; r < kBlockRows<NV>; ++r) {
       float* at = out + r * kPanel + v * F32::kLanes;
       fma(F32::load(at), scale, c[r][v]).store(at);
     }
@@ -46,19 +46,20 @@ FLAGATTN_KERNEL void add_scaled(const float* strip, const float* weights, int64_
 // out = out + the keys, one after another.
 template <int NV>
 FLAGATTN_KERNEL void add_further(const float* strip, const float* weights, int64_t num_keys, float* out) {
-  F32 c[kMR][NV];
+  F32 c[kBlockRows<NV>][NV];
   load_block(out, kPanel, c);
   multiply_strip(strip, kStrip, weights, kPanel, num_keys, c);
   store_block(c, out, kPanel);
 }
 
-// Calls body(strip, weights, num_keys, offset) for every kMR rows of O^T that the run adds to.
-template <typename Body>
+// Calls body(strip, weights, num_keys, offset) for every block of rows of O^T that the run adds to.
+template <int NV, typename Body>
 FLAGATTN_INLINE void for_each_block(const ValueTile& values, const Run& run, const float* weights, Body&& body) {
+  static_assert(kStrip % kBlockRows<NV> == 0);
   // Keys that pad the last strip have no values.
   const int32_t end = run.end < values.num_keys ? run.end : values.num_keys;
   const int64_t column = run.first_vector * F32::kLanes;
-  for (int64_t d = 0; d < values.head_dim; d += kMR) {
+  for (int64_t d = 0; d < values.head_dim; d += kBlockRows<NV>) {
     body(values.strips + d / kStrip * values.stride + d % kStrip + run.begin * kStrip,
          weights + run.begin * kPanel + column, end - run.begin, d * kPanel + column);
   }
@@ -68,20 +69,22 @@ FLAGATTN_INLINE void for_each_block(const ValueTile& values, const Run& run, con
 template <int NV, bool kFirst>
 inline void add_whole_tile(const ValueTile& values, const Run& run, const float* weights, const F32 (&rescale)[kNV],
                            float* outputs, RowList& ahead) {
-  ahead.share(values.head_dim / kMR);
-  for_each_block(values, run, weights, [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
-    add_scaled<NV, kFirst>(strip, from, num_keys, rescale + run.first_vector, outputs + offset);
-    ahead.step();
-  });
+  ahead.share(values.head_dim / kBlockRows<NV>);
+  for_each_block<NV>(values, run, weights,
+                     [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
+                       add_scaled<NV, kFirst>(strip, from, num_keys, rescale + run.first_vector, outputs + offset);
+                       ahead.step();
+                     });
 }
 
 // The tile has several runs: they add up in `sums`, laid out like the outputs and zero before the first one.
 template <int NV>
 inline void add_run(const ValueTile& values, const Run& run, const float* weights, float* sums, RowList& ahead) {
-  for_each_block(values, run, weights, [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
-    add_further<NV>(strip, from, num_keys, sums + offset);
-    ahead.step();
-  });
+  for_each_block<NV>(values, run, weights,
+                     [&](const float* strip, const float* from, int64_t num_keys, int64_t offset) {
+                       add_further<NV>(strip, from, num_keys, sums + offset);
+                       ahead.step();
+                     });
 }
 
 // Values that are not finite: weight 0 times NaN is NaN, so that keys a column does not see are left out one by one.

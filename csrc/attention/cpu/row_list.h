@@ -1,6 +1,7 @@
 // Rows that will soon be read or written, asked for a few at a time between products. They lie far apart, so that no
-// hardware foresees them, and many at once would find all of a core's outstanding misses taken. A few at once they
-// should be: each may lie in a page of its own, and the walks through the page tables then run beside one another.
+// hardware foresees them. First the first lines of a few rows at once: each may lie in a page of its own, and the walks
+// through the page tables then run beside one another. The lines behind follow between later products, no more at once
+// than leave some of a core's outstanding misses to the products.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@ namespace flagattn::FLAGATTN_ISA {
 
 class RowList {
  public:
-  void clear() { count_ = next_ = owed_ = 0; }
+  void clear() { count_ = begun_ = next_ = owed_ = 0; }
 
   void add(const void* row, int64_t bytes) { rows_[count_++] = {static_cast<const char*>(row), bytes}; }
 
@@ -20,33 +21,47 @@ class RowList {
   void share(int64_t steps) { per_step_ = (count_ + steps - 1) / steps; }
   void step() {
     owed_ += per_step_;
-    if (owed_ < kTogether) return;
-    fetch(owed_);
+    if (owed_ < kTogether) return go_on(kLines);
+    go_on(kAll);
+    begin(owed_);
     owed_ = 0;
   }
   void rest() {
-    while (next_ < count_) fetch(kTogether);
+    go_on(kAll);
+    while (begun_ < count_) {
+      begin(kTogether);
+      go_on(kAll);
+    }
   }
 
  private:
   struct Row {
-    const char* at;
-    int64_t bytes;
+    const char* at;  // the line asked for last, where the row has begun
+    int64_t bytes;   // from there on
   };
-  // The next n rows: the first line of every one, then the lines behind.
-  void fetch(int64_t n) {
-    const int64_t end = next_ + n < count_ ? next_ + n : count_;
-    for (int64_t row = next_; row < end; ++row) fetch_line(rows_[row].at);
-    for (; next_ < end; ++next_) {
-      for (int64_t i = 64; i < rows_[next_].bytes; i += 64) fetch_line(rows_[next_].at + i);
+  // The first line of the next n rows.
+  void begin(int64_t n) {
+    const int64_t end = begun_ + n < count_ ? begun_ + n : count_;
+    for (; begun_ < end; ++begun_) fetch_line(rows_[begun_].at);
+  }
+  // At most n lines of the rows that have begun.
+  void go_on(int64_t n) {
+    for (; next_ < begun_; ++next_) {
+      Row& row = rows_[next_];
+      for (; row.bytes > kLine; --n) {
+        if (n == 0) return;
+        row.at += kLine;
+        row.bytes -= kLine;
+        fetch_line(row.at);
+      }
     }
   }
   static void fetch_line(const char* at) { __builtin_prefetch(at, 0, /*into L2*/ 2); }
 
   // Of two panels queries, far queries and outputs, and a tile's keys, far keys and values.
   static constexpr int64_t kMost = 6 * kPanel + 3 * kCpuKeyTile;
-  static constexpr int64_t kTogether = 6;
-  int64_t count_ = 0, next_ = 0, per_step_ = 0, owed_ = 0;
+  static constexpr int64_t kTogether = 6, kLines = 12, kLine = 64, kAll = 1 << 30;
+  int64_t count_ = 0, begun_ = 0, next_ = 0, per_step_ = 0, owed_ = 0;
   Row rows_[kMost];
 };
 

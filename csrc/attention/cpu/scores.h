@@ -38,20 +38,35 @@ struct ScoreContext {
 inline constexpr int64_t kMostProducts = 128;
 inline constexpr int64_t kPartProducts = 64;
 
-// The scores of num_strips strips of kMR keys; raises most[v] to the largest of them.
+// The scores of kStrips strips of kMR keys; raises most[v] to the largest of them.
+template <int kStrips, int NV>
+FLAGATTN_INLINE void score_block(const float* keys, int64_t key_stride, const float* queries, int64_t head_dim,
+                                 float* scores, F32* most) {
+  F32 c[kStrips * kMR][NV];
+  clear(c);
+  multiply_rows(keys, key_stride, queries, kPanel, head_dim, c);
+  FLAGATTN_UNROLL for (int strip = 0; strip < kStrips; ++strip) {
+    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
+      F32 largest = c[strip * kMR][v];
+      FLAGATTN_UNROLL for (int r = 1; r < kMR; ++r) largest = max(largest, c[strip * kMR + r][v]);
+      most[v] = max(most[v], largest);
+    }
+  }
+  store_block(c, scores, kPanel);
+}
+
+// The same of num_strips strips, a block after the other.
 template <int NV>
 FLAGATTN_KERNEL void score_strips(const float* keys, int64_t key_stride, int64_t num_strips, const float* queries,
                                   int64_t head_dim, float* scores, F32* most) {
-  for (; num_strips > 0; --num_strips, keys += kMR * key_stride, scores += kMR * kPanel) {
-    F32 c[kMR][NV];
-    clear(c);
-    multiply_rows(keys, key_stride, queries, kPanel, head_dim, c);
-    FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) {
-      F32 strip = c[0][v];
-      FLAGATTN_UNROLL for (int r = 1; r < kMR; ++r) strip = max(strip, c[r][v]);
-      most[v] = max(most[v], strip);
-    }
-    store_block(c, scores, kPanel);
+  constexpr int kStrips = kBlockRows<NV> / kMR;
+  for (; num_strips >= kStrips; num_strips -= kStrips) {
+    score_block<kStrips, NV>(keys, key_stride, queries, head_dim, scores, most);
+    keys += kStrips * kMR * key_stride;
+    scores += kStrips * kMR * kPanel;
+  }
+  if constexpr (kStrips > 1) {
+    if (num_strips > 0) score_block<1, NV>(keys, key_stride, queries, head_dim, scores, most);
   }
 }
 

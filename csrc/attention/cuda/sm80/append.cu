@@ -103,7 +103,9 @@ Status run_append(const AttentionParams& attention, const AppendParams& append, 
   if (attention.dtype == DType::kFloat32) {
     return Status::error(name + " has dtype float32; attention on CUDA supports bfloat16 and float16");
   }
-  if (append.head_dim % kChannels != 0 || !is_aligned(append.to) || !is_aligned(append.from)) {
+  const OperandSizes sizes{attention.batch, append.rows, append.heads};
+  const OperandSizes sizes_to = append.to_cache ? sizes_of_k(attention) : sizes;
+  if (append.head_dim % kChannels != 0 || !is_aligned(append.to, sizes_to) || !is_aligned(append.from, sizes)) {
     return Status::error(name +
                          " or its cache does not start at, or step in, multiples of 16 bytes as attention on CUDA "
                          "needs; call .contiguous() on it");

@@ -26,17 +26,12 @@ namespace {
 
 Status check_gradients(const AttentionBackwardParams& params) {
   const AttentionParams& forward = params.forward;
-  const bool has_q = (forward.is_packed() ? forward.total_q : forward.batch * forward.seqlen_q) > 0;
-  const bool has_k = (forward.is_packed() ? forward.total_k : forward.batch * forward.seqlen_k) > 0;
-  const std::tuple<const char*, const HeadsView&, bool> operands[] = {
-      {"dout", params.dout, has_q}, {"dq", params.dq, has_q},   {"dk", params.dk, has_k},
-      {"dv", params.dv, has_k},     {"dq2", params.dq2, has_q}, {"dk2", params.dk2, has_k}};
-  for (const auto& [name, view, has_rows] : operands) {
-    if (has_rows && !is_aligned(view)) {
-      return Status::error(std::string(name) +
-                           " does not start at, or step in, multiples of 16 bytes as attention on CUDA needs; "
-                           "call .contiguous() on it");
-    }
+  const OperandSizes sizes_q = sizes_of_q(forward), sizes_k = sizes_of_k(forward);
+  const std::tuple<const char*, const HeadsView&, const OperandSizes&> operands[] = {
+      {"dout", params.dout, sizes_q}, {"dq", params.dq, sizes_q},   {"dk", params.dk, sizes_k},
+      {"dv", params.dv, sizes_k},     {"dq2", params.dq2, sizes_q}, {"dk2", params.dk2, sizes_k}};
+  for (const auto& [name, view, sizes] : operands) {
+    if (Status status = check_alignment(name, view, sizes); !status.ok()) return status;
   }
   return Status::success();
 }

@@ -132,8 +132,11 @@ attention_bias_gradient_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardBiasArguments ar
     multiply<Element, kHeadDim / 16>(dweights, query_rows.of_tile(Traits::kDouts), key_rows.of_tile(Traits::kValues));
     if (drops) drop_gradients<Traits>(weights, dweights, p.dropout.scale, deltas, place);
     for_each_pair<Traits>([&](int i, int j, int h) {
-      sums[i][j][2 * h] = std::fma(weights[i][j][2 * h], dweights[i][j][2 * h], sums[i][j][2 * h]);
-      sums[i][j][2 * h + 1] = std::fma(weights[i][j][2 * h + 1], dweights[i][j][2 * h + 1], sums[i][j][2 * h + 1]);
+      FLAGATTN_UNROLL_ALL
+      for (int e = 2 * h; e < 2 * h + 2; ++e) {
+        const float weight = weights[i][j][e];  // zero: hidden, and its gradient may be NaN
+        if (weight != 0.0f) sums[i][j][e] = std::fma(weight, dweights[i][j][e], sums[i][j][e]);
+      }
     });
   };
   for (int sequence = work.batch.first; sequence < work.batch.end; ++sequence) {

@@ -5,6 +5,7 @@
 
 #include "attention/cuda/sm80/backward_scores.cuh"
 #include "attention/cuda/sm80/backward_traits.cuh"
+#include "attention/cuda/sm80/not_finite.cuh"
 #include "attention/cuda/sm80/sequence_rows.cuh"
 
 namespace flagattn::sm80 {
@@ -86,6 +87,7 @@ template <typename Traits>
 struct BackwardStorage {
   typename Traits::Tiles tiles;
   BackwardBlock block;
+  WarpVotes<Traits::kWarps> votes;
 };
 
 }  // namespace flagattn::sm80

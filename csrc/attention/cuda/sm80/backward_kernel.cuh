@@ -3,6 +3,7 @@
 // between blocks, in order; so are dK and dV where the group is cut.
 #pragma once
 
+#include "attention/cuda/sm80/backward_not_finite.cuh"
 #include "attention/cuda/sm80/backward_output.cuh"
 #include "attention/cuda/sm80/backward_products.cuh"
 #include "attention/cuda/sm80/backward_scores.cuh"
@@ -65,6 +66,8 @@ attention_backward_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardArguments arguments) 
       for (int head = block.first_head; head < block.end_head; ++head) {
         for (int tile = block.tiles().end - 1; tile >= block.tiles().first; --tile) {
           const int first_row = tile * kBlockM, first_key = block.key_tile * kBlockN;
+          const auto hides_some = [&] { return !block.band().covers(first_row, kBlockM, first_key, kBlockN); };
+          const auto is_cut = [&] { return (Traits::kTerms && hides_keys(p)) || hides_some(); };
           stream.advance(head, tile);
           const uint32_t slot = stream.slot_offset();
           const WarpParts<Traits> score(ptx::thread_index_now());
@@ -82,7 +85,7 @@ attention_backward_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardArguments arguments) 
                                block.band(), first_row, first_key);
           }
           find_exponents<Traits>(weights, stream.lse(), arguments.scale.exponent_scale, place);
-          if (!block.band().covers(first_row, kBlockM, first_key, kBlockN)) {
+          if (hides_some()) {
             hide_keys<Traits>(weights, block.band(), place, first_row, first_key);
           }
           if constexpr (Traits::kTerms) {
@@ -107,8 +110,15 @@ attention_backward_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardArguments arguments) 
             if (drops) drop_gradients<Traits>(weights, dweights, p.dropout.scale, stream.deltas(), place_again);
           }
           if (arguments.scale.caps) multiply_by_slopes<Traits>(dweights, place_again);
+          if (!Traits::kTerms && hides_some()) forget_hidden<Traits>(weights, dweights);
           store_dscores<Traits>(weights, dweights, place_again);
+          if (is_cut()) vote_on_step<Traits>(base, slot, ptx::shared_address(&shared.votes));
           if (!planted(Fault::kMissingScoresBarrier)) ptx::sync_block();  // P and dS are there for all warps
+
+          const auto found = [&](uint32_t where) {
+            return is_cut() && (all_votes<Traits::kWarps>(ptx::shared_address(&shared.votes)) & where) != 0;
+          };
+          if (found(kInQueries)) set_queries_apart<Traits>(dv, base, slot, block.band(), first_row, first_key);
 
           const WarpParts<Traits> warp(ptx::thread_index_now());
           const auto score_columns = left_operand<kAcross, kBlockN>(base, warp.key_row, warp.lane);
@@ -125,7 +135,9 @@ attention_backward_kernel(FLAGATTN_KERNEL_ARGUMENT BackwardArguments arguments) 
           const WarpParts<Traits> own(ptx::thread_index_now());
           const auto score_rows = left_operand<kAlong, kBlockN>(base, own.dq_row, own.lane);
           const auto key_columns = right_columns<kHeadDim, Traits::kDqColumnWarps>(base, own.dq_group, own.lane);
+          if (found(kInKeys)) clear_keys<Traits>(base);
           multiply<Element, kBlockN / 16>(dq, score_rows.of_tile(Traits::kDscores), key_columns.of_tile(Traits::kKeys));
+          if (found(kInKeys)) fetch_keys_again<Traits>(base, block, p);
           const Turn turn = query_turn<Traits>(arguments, block, head, tile, ptx::thread_index_now());
           if (turn.is_last) {
             const WarpParts<Traits> again(ptx::thread_index_now());

@@ -80,10 +80,7 @@ FLAGATTN_DEVICE void cap_scores(typename Traits::Scores& scores, float input_sca
   for_each_pair<Traits>([&](int i, int j, int h) {
     float* pair = &scores[i][j][2 * h];
     FLAGATTN_UNROLL_ALL
-    for (int e = 0; e < 2; ++e) {
-      const float power = ptx::exp2_approx(pair[e] * input_scale * (2.0f * kLog2E));
-      pair[e] = 1.0f - 2.0f * ptx::reciprocal_approx(power + 1.0f);
-    }
+    for (int e = 0; e < 2; ++e) pair[e] = tanh_approx(pair[e] * input_scale);
     ptx::store_shared(place.pair_at(Traits::kDscores, i, h, j),
                       ptx::pack<Float16>(std::fma(-pair[0], pair[0], 1.0f), std::fma(-pair[1], pair[1], 1.0f)));
   });
@@ -106,7 +103,9 @@ FLAGATTN_DEVICE void find_exponents(typename Traits::Scores& scores, ptx::Shared
   for_each_pair<Traits>([&](int i, int j, int h) {
     FLAGATTN_UNROLL_ALL
     for (int e = 2 * h; e < 2 * h + 2; ++e) {
-      scores[i][j][e] = std::fma(scores[i][j][e], exponent_scale, -lse.of[i][h]);
+      const float score = scores[i][j][e];
+      scores[i][j][e] = std::fma(score, exponent_scale, -lse.of[i][h]);
+      if (Traits::kTerms && score == -INFINITY) scores[i][j][e] = -INFINITY;  // hidden, and lse may be NaN
     }
   });
 }
@@ -152,14 +151,27 @@ FLAGATTN_DEVICE void start_from_deltas(typename Traits::Scores& dweights, ptx::S
   });
 }
 
-// The gradients of the scores, rounded to shared memory.
+// Of weights that are zero: what hidden rows and keys hold may have made them NaN.
+template <typename Traits>
+FLAGATTN_DEVICE void forget_hidden(const typename Traits::Scores& weights, typename Traits::Scores& dweights) {
+  for_each_pair<Traits>([&](int i, int j, int h) {
+    FLAGATTN_UNROLL_ALL
+    for (int e = 2 * h; e < 2 * h + 2; ++e) {
+      if (weights[i][j][e] == 0.0f) dweights[i][j][e] = 0.0f;
+    }
+  });
+}
+
+// The gradients of the scores, rounded to shared memory. Where terms hide keys the weight is zero, whatever the
+// gradient.
 template <typename Traits>
 FLAGATTN_DEVICE void store_dscores(const typename Traits::Scores& weights, const typename Traits::Scores& dweights,
                                    const ThreadScores<Traits>& place) {
   for_each_pair<Traits>([&](int i, int j, int h) {
     const float *weight = &weights[i][j][2 * h], *dweight = &dweights[i][j][2 * h];
+    const auto product = [&](int e) { return Traits::kTerms && weight[e] == 0.0f ? 0.0f : weight[e] * dweight[e]; };
     ptx::store_shared(place.pair_at(Traits::kDscores, i, h, j),
-                      ptx::pack<typename Traits::Element>(weight[0] * dweight[0], weight[1] * dweight[1]));
+                      ptx::pack<typename Traits::Element>(product(0), product(1)));
   });
 }
 

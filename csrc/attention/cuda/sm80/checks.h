@@ -12,10 +12,36 @@
 
 namespace flagattn::sm80 {
 
-// Sizes and strides are counted in rows of 16 bytes, so everything must lie on such borders.
-inline bool is_aligned(const HeadsView& view) {
-  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && view.batch_stride % 8 == 0 && view.row_stride % 8 == 0 &&
-         view.head_stride % 8 == 0;
+// How many rows and heads an operand has; packed rows are of one batch row.
+struct OperandSizes {
+  int64_t batch, rows, heads;
+
+  bool has_rows() const { return batch * rows > 0; }
+};
+inline OperandSizes sizes_of_q(const AttentionParams& params) {
+  if (params.is_packed()) return {1, params.total_q, params.heads_q};
+  return {params.batch, params.seqlen_q, params.heads_q};
+}
+inline OperandSizes sizes_of_k(const AttentionParams& params) {
+  const CacheParams& cache = params.cache;
+  if (params.has_cache()) return {cache.rows, cache.page_size > 0 ? cache.page_size : cache.capacity, params.heads_k};
+  if (params.is_packed()) return {1, params.total_k, params.heads_k};
+  return {params.batch, params.seqlen_k, params.heads_k};
+}
+
+// Sizes and strides are counted in rows of 16 bytes, so everything must lie on such borders; a stride that is never
+// stepped may be anything.
+inline bool is_aligned(const HeadsView& view, const OperandSizes& sizes) {
+  const auto fits = [](int64_t size, int64_t stride) { return size <= 1 || stride % 8 == 0; };
+  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && fits(sizes.batch, view.batch_stride) &&
+         fits(sizes.rows, view.row_stride) && fits(sizes.heads, view.head_stride);
+}
+
+inline Status check_alignment(const char* name, const HeadsView& view, const OperandSizes& sizes) {
+  if (!sizes.has_rows() || is_aligned(view, sizes)) return Status::success();
+  return Status::error(std::string(name) +
+                       " does not start at, or step in, multiples of 16 bytes as attention on CUDA needs; "
+                       "call .contiguous() on it");
 }
 
 inline Status check_operands(const AttentionParams& params) {
@@ -30,19 +56,12 @@ inline Status check_operands(const AttentionParams& params) {
                            "; attention on CUDA supports multiples of 8 from 8 to 256");
     }
   }
-  const bool has_q = (params.is_packed() ? params.total_q : params.batch * params.seqlen_q) > 0;
-  const bool has_k = (params.has_cache()   ? params.cache.rows * params.cache.capacity
-                      : params.is_packed() ? params.total_k
-                                           : params.batch * params.seqlen_k) > 0;
-  const std::tuple<const char*, const HeadsView&, bool> operands[] = {
-      {name_q, params.q, has_q}, {name_k, params.k, has_k}, {"v", params.v, has_k},
-      {"q2", params.q2, has_q},  {"k2", params.k2, has_k},  {"out", params.out, has_q}};
-  for (const auto& [name, view, has_rows] : operands) {
-    if (has_rows && !is_aligned(view)) {
-      return Status::error(std::string(name) +
-                           " does not start at, or step in, multiples of 16 bytes as attention on CUDA needs; "
-                           "call .contiguous() on it");
-    }
+  const OperandSizes sizes_q = sizes_of_q(params), sizes_k = sizes_of_k(params);
+  const std::tuple<const char*, const HeadsView&, const OperandSizes&> operands[] = {
+      {name_q, params.q, sizes_q}, {name_k, params.k, sizes_k}, {"v", params.v, sizes_k},
+      {"q2", params.q2, sizes_q},  {"k2", params.k2, sizes_k},  {"out", params.out, sizes_q}};
+  for (const auto& [name, view, sizes] : operands) {
+    if (Status status = check_alignment(name, view, sizes); !status.ok()) return status;
   }
   for (const auto& [name, length] : {std::pair{"seqlen_q", params.seqlen_q}, std::pair{"seqlen_k", params.seqlen_k}}) {
     if (length > (int64_t{1} << 30)) {
