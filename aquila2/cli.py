@@ -26,7 +26,7 @@ from aquila2.training.curve import write_loss_curve
 from aquila2.training.metrics import read_metrics
 from aquila2.training.options import Options, load_options
 from aquila2.training.sources import read_documents
-from aquila2.training.trainer import Result, train
+from aquila2.training.trainer import ASKED, Result, train
 
 RECIPES = Path(__file__).parent / "recipes"
 # The console script beside the running Python, so that a printed command works without activating the environment.
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(parsed: argparse.Namespace) -> int:
     recipe = RECIPES / f"{parsed.config}.yaml"
     result = train_and_report(load_options(recipe if recipe.is_file() else parsed.config, parsed.overrides))
-    return 0 if result.stopped_by is None else 128 + result.stopped_by
+    return _status_of(result.stopped_by)
 
 
 def _generate(parsed: argparse.Namespace) -> int:
@@ -249,8 +249,12 @@ def _configs(parsed: argparse.Namespace) -> int:
 def _demo(parsed: argparse.Namespace) -> int:
     from aquila2.demo import run_demo
 
-    stopped_by = run_demo(parsed.data, Path(parsed.folder), parsed.overrides)
-    return 0 if stopped_by is None else 128 + stopped_by
+    return _status_of(run_demo(parsed.data, Path(parsed.folder), parsed.overrides))
+
+
+def _status_of(stopped_by: int | None) -> int:
+    """A run that was asked to end did as it should; torchrun takes any other status for a failure."""
+    return 0 if stopped_by is None or stopped_by == ASKED else 128 + stopped_by
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def run_demo(data: str | None, folder: Path, overrides: Sequence[str] = ()) -> i
     An earlier demo in `folder` is replaced; another run there is left alone.
 
     Returns:
-        The signal that stopped training, None if it ran to its end.
+        What stopped training (see `aquila2.training.trainer.Result`), None if it ran to its end.
 
     Raises:
         ValueError: `folder` holds something that is not a demo.

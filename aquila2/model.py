@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import flagattn
 from aquila2.cache import KVCache
 from aquila2.config import Aquila2Config
-from aquila2.linear import Linear
+from aquila2.linear import Linear, are_plain, is_fp32
 from aquila2.rope import rope_tables
 
 IGNORE_INDEX = -100
@@ -123,7 +123,7 @@ class Attention(nn.Module):
         it. In generation the weights are what is read, so they are not copied.
         """
         parts = (self.q_proj, self.k_proj, self.v_proj)
-        if torch.is_grad_enabled() and all(type(part) is Linear for part in parts):
+        if torch.is_grad_enabled() and are_plain(*parts):
             bias = torch.cat([part.bias for part in parts]) if self.q_proj.bias is not None else None
             return self.q_proj.product(x, torch.cat([part.weight for part in parts]), bias)
         return torch.cat([part(x) for part in parts], dim=-1)
@@ -273,21 +273,31 @@ class Aquila2ForCausalLM(nn.Module):
 
         The head works in fp32, under autocast too. With no target at all the loss is 0, and with the reduction "none"
         it is each token's, (B, S), 0 where there is no target. A batch-invariant model makes its logits all the same,
-        since products without them are torch's.
+        since products without them are torch's. So does one whose head is not a plain `Linear`, but has hooks (its own
+        or those of all modules), an adapter or a parametrization; such a head works in fp32 if all its weights are
+        fp32, and otherwise in the dtype that they and autocast give.
         """
         hidden = self.model(input_ids, self._context(input_ids, positions, cu_seqlens, max_seqlen, None))  # (B, S, E)
-        weight = self.lm_head.weight
-        if self.batch_invariant:
+        if not are_plain(self.lm_head):
+            logits = self._logits_of_changed_head(hidden)
+            loss = flagattn.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
+        elif self.batch_invariant:
             with torch.autocast(hidden.device.type, enabled=False):
-                logits = self.lm_head.product(hidden, weight.to(hidden.dtype), None)
+                logits = self.lm_head.product(hidden, self.lm_head.weight.to(hidden.dtype), None)
             loss = flagattn.cross_entropy(
                 logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction, inplace_backward=True
             )
         else:
             loss = flagattn.linear_cross_entropy(
-                hidden, weight, targets, ignore_index=IGNORE_INDEX, reduction=reduction
+                hidden, self.lm_head.weight, targets, ignore_index=IGNORE_INDEX, reduction=reduction
             )
         return cast(Tensor, loss)
+
+    def _logits_of_changed_head(self, hidden: Tensor) -> Tensor:
+        if not is_fp32(self.lm_head):
+            return cast(Tensor, self.lm_head(hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return cast(Tensor, self.lm_head(hidden.float()))
 
     def _context(
         self,

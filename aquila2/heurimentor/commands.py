@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from aquila2.heurimentor.mentor.decisions import Decision, parse_decisions
 from aquila2.heurimentor.report.page import follow_report, write_report
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import step_of
-from aquila2.training.data import prepare_source, segment_folder
+from aquila2.training.data import SPLITS, prepare_source, segment_folder
+from aquila2.training.lock import only_holder_of
 from aquila2.training.options import SourceOptions, load_options
 
 PREVIEW = 60
@@ -54,7 +57,7 @@ def add_commands(commands: Any) -> None:
         "assignments",
         nargs="+",
         metavar="key=value",
-        help="mixture=code:2,english:1 lr=3e-4 batch=16 stage=NAME skip=SAMPLES quarantine=DOCUMENT",
+        help="mixture=code:2,english:1 lr=3e-4 batch=16 stage=NAME skip=SAMPLES quarantine=DOCUMENT stop=REASON",
     )
     action.add_argument("--after", type=int, default=None, help="the completed step after which they hold")
     action.add_argument("--by", default="mentor set", help="who asks, for the log")
@@ -152,43 +155,78 @@ def _set(parsed: argparse.Namespace) -> int:
     for text in parsed.assignments:
         if text.startswith("quarantine="):
             decisions += _quarantine(Path(parsed.run_folder), lineage, text.partition("=")[2], parsed.after)
-    _ask(parsed.run_folder, lineage, decisions, parsed.by)
+    _rehearse(lineage, decisions, parsed.by)
+    _ask(parsed.run_folder, decisions, parsed.by)
     return 0
 
 
-def _ask(run: str, lineage: Lineage, decisions: Sequence[Decision], by: str) -> None:
-    """Leaves requests, after all of them were tried one after the other."""
+def _rehearse(lineage: Lineage, decisions: Sequence[Decision], by: str) -> None:
+    """Tries decisions one after the other."""
     records = []
     for decision in decisions:
         after = lineage.step if decision.after is None else decision.after
         records.append({"kind": "decision", "after": after, "what": decision.what, "value": decision.value, "by": by})
     lineage.rehearse(*records)
+
+
+def _ask(run: str, decisions: Sequence[Decision], by: str) -> None:
+    """Leaves requests, all of them before it says so to anybody."""
     for decision in decisions:
         request(run, decision.what, decision.value, after=decision.after, by=by)
+    for decision in decisions:
         print(f"asked: {decision}")
 
 
 def _add(parsed: argparse.Namespace) -> int:
     run = Path(parsed.run_folder)
-    lineage = _lineage(parsed.run_folder)
     options = load_options(run / "config.yaml")
-    source = SourceOptions(name=parsed.name, path=parsed.path, domain=parsed.domain)
-    folder = segment_folder(run / "data", source.name, "train")
-    if folder.exists() and any(run / info.folder == folder for info in lineage.schedule.segments):
-        raise ValueError(f"name must be new to the run, and {parsed.name!r} is a source of it")
-    prepare_source(source, options.data.heldout, Aquila2Tokenizer.from_pretrained(run / "tokenizer"), run / "data")
+    # The trainer makes the segments again from there where they are damaged, and may run in another folder.
+    path = parsed.path if parsed.path.startswith("builtin:") else os.path.abspath(os.path.expanduser(parsed.path))
+    source = SourceOptions(name=parsed.name, path=path, domain=parsed.domain)
+    mixture = [] if parsed.mixture is None else parse_decisions([f"mixture={parsed.mixture}"], parsed.after)
+    (run / "data").mkdir(exist_ok=True)
+    busy = f"name {source.name!r} is being added to {run} by another command; wait for it, or give another name"
+    with only_holder_of(run / "data" / f"{source.name}.lock", busy):
+        lineage = _refuse_old_name(run, source.name)
+        places = [segment_folder(run / "data", source.name, split) for split in SPLITS]
+        for left in places:  # of a request that was refused: it may hold another text
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            tokenizer = Aquila2Tokenizer.from_pretrained(run / "tokenizer")
+            prepare_source(source, options.data.heldout, tokenizer, run / "data")
+            decisions = [_opening(run, source, lineage.row_tokens, parsed.after), *mixture]
+            _rehearse(lineage, decisions, parsed.by)
+        except BaseException:
+            for left in places:
+                shutil.rmtree(left, ignore_errors=True)
+            raise
+        _ask(parsed.run_folder, decisions, parsed.by)  # from here on the segments are the trainer's
+    return 0
+
+
+def _refuse_old_name(run: Path, name: str) -> Lineage:
+    """Raises where a source of the run has the name, or one that was asked for; returns what the ledger says."""
+    asked = [wanted["value"] for wanted in waiting_requests(run) if wanted["what"] == "open"]
+    lineage = _lineage(str(run))  # after the requests, one of which may just have been entered
+    asked += [line.record["value"] for line in lineage.pending if line.record["what"] == "open"]
+    places = [info.folder for info in lineage.schedule.segments]
+    places += [str(value.get("folder")) for value in asked if isinstance(value, dict)]
+    if str(segment_folder(Path("data"), name, SPLITS[0])) in places:
+        raise ValueError(f"name must be new to the run, and {name!r} is a source of it")
+    return lineage
+
+
+def _opening(run: Path, source: SourceOptions, row_tokens: int, after: int | None) -> Decision:
+    """The decision to draw from a source that has been made ready."""
+    folder = segment_folder(run / "data", source.name, SPLITS[0])
     segment = Segment(folder)
     value = {
         "domain": source.domain or source.name,
         "id": segment.id,
         "folder": str(folder.relative_to(run)),
-        "rows": segment.num_rows(lineage.row_tokens),
+        "rows": segment.num_rows(row_tokens),
     }
-    decisions = [Decision("open", value, parsed.after)]
-    if parsed.mixture is not None:
-        decisions += parse_decisions([f"mixture={parsed.mixture}"], parsed.after)
-    _ask(parsed.run_folder, lineage, decisions, parsed.by)
-    return 0
+    return Decision("open", value, after)
 
 
 def _quarantine(run: Path, lineage: Lineage, document: str, after: int | None) -> list[Decision]:
@@ -210,10 +248,19 @@ def _show(parsed: argparse.Namespace) -> int:
     for line in sorted(lineage.pending, key=lambda entry: int(entry.record["after"])):
         print(f"planned   {_decision(line)} ({line.record['by']})")
     for wanted in waiting_requests(parsed.run_folder):
-        print(f"waiting   {Decision(wanted['what'], wanted['value'], wanted['after'])} ({wanted['by']})")
+        said = f"waiting   {_wanted(wanted)} ({wanted['by']})"
+        print(said.encode("utf-8", "backslashreplace").decode())  # halves of surrogate pairs cannot be printed
     for name, reason in rejected_requests(parsed.run_folder).items():
         print(f"refused   {name}: {reason}")
     return 0
+
+
+def _wanted(request: Mapping[str, Any]) -> str:
+    """A request in words; one that nobody has looked at may say anything."""
+    try:
+        return str(Decision(request["what"], request["value"], request["after"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return f"{request['what']!r}: {request['value']!r}"
 
 
 def _report(parsed: argparse.Namespace) -> int:

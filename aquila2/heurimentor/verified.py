@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import mmap
@@ -20,6 +21,7 @@ FORMAT = "aquila2-verified-1"
 BLOCK = 1 << 24
 DELETED = ".deleted"
 ASIDE = ".aside"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class NotVerified(ValueError):
@@ -39,19 +41,41 @@ def verified_folder(target: Path, facts: Mapping[str, Any] | None = None) -> Ite
     """
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    _make_folder(target.parent)
+    temporary.mkdir()
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
             fsync_path(path)
         _write_manifest(temporary, facts or {})
         fsync_path(temporary)
-        if target.exists():
-            remove_folder(target)
-        temporary.rename(target)
+        if not (target.exists() and _exchange(temporary, target)):
+            if target.exists():
+                remove_folder(target)
+            temporary.rename(target)
         fsync_path(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and what is above it, each on the disk."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_path(folder.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Lets two folders change names in one step, so that there is one under each at any time; False where it cannot.
+
+    Linux has a call for it, most of its file systems obey, and Python does not know it.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0)
 
 
 def remove_folder(folder: Path) -> None:
@@ -78,6 +102,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise NotVerified(f"{path} does not have the hash that it names")
     result: dict[str, Any] = entries
     return result
+
+
+def verified_file(folder: Path, name: str) -> bytes:
+    """The content of one file of a folder, after it was compared with the manifest.
+
+    Raises:
+        NotVerified: It is missing, or not as it was written.
+    """
+    entry = read_manifest(folder)["files"].get(name)
+    path = folder / name
+    if entry is None or not path.is_file():
+        raise NotVerified(f"{path} is missing")
+    if _hashes_of({name: path}, None)[name] != entry["sha256"]:
+        raise NotVerified(f"{path} is not as it was written")
+    return path.read_bytes()
 
 
 def verify(folder: Path, threads: int | None = None) -> dict[str, Any]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aquila2.atomic import atomic_write
+from aquila2.heurimentor.data.permutation import Permutation
 from aquila2.heurimentor.data.segment import Row, Segment, write_segment
 from aquila2.model import IGNORE_INDEX
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.builtin import builtin_documents
 from aquila2.training.options import DataOptions, SourceOptions
-from aquila2.training.sources import Document, pieces, read_documents
+from aquila2.training.sources import PIECE_CHARACTERS, Document, pieces, read_documents, readable
 
 SPLITS = ("train", "heldout")
 
@@ -34,6 +36,7 @@ class Batch:
         cu_seqlens: (documents + 1,) int32 bounds of documents in the B * S tokens.
         max_seqlen: S, a bound for the longest document.
         sources: The source of each row.
+        records: Of held-out rows, the raw records in each, with the first position and the one after the last.
     """
 
     input_ids: Tensor
@@ -41,6 +44,7 @@ class Batch:
     cu_seqlens: Tensor
     max_seqlen: int
     sources: list[str]
+    records: list[list[tuple[str, int, int]]] = field(default_factory=list)
 
     @property
     def num_targets(self) -> int:
@@ -74,8 +78,8 @@ def pack(rows: Sequence[tuple[str, Row]]) -> Batch:
     )
 
 
-def source_documents(source: SourceOptions) -> Iterator[Document]:
-    """The documents of a source, long ones cut into pieces.
+def source_records(source: SourceOptions) -> Iterator[Document]:
+    """The raw records of a source: files, lines or rows, however long; empty ones are left out.
 
     Raises:
         FileNotFoundError: The path is not there, or nothing in the folder can be read.
@@ -83,19 +87,24 @@ def source_documents(source: SourceOptions) -> Iterator[Document]:
     """
     try:
         if source.path.startswith("builtin:"):
-            documents: Iterable[Document] = builtin_documents(source.path.removeprefix("builtin:"))
+            records = builtin_documents(source.path.removeprefix("builtin:"))
         else:
-            documents = read_documents(source.path)
-        for document in documents:
-            yield from pieces(document)
+            records = read_documents(source.path)
+        yield from (record for record in records if record.text)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"data.sources, {source.name}: {error}") from None
     except ValueError as error:
         raise ValueError(f"data.sources, {source.name}: {error}") from None
 
 
+def source_documents(source: SourceOptions) -> Iterator[Document]:
+    """The documents of a source: its records, long ones cut into pieces."""
+    for record in source_records(source):
+        yield from pieces(record)
+
+
 def split_of(name: str, heldout: float) -> str:
-    """Where a document belongs: a function of its name, so that no later run trains on what this one holds out."""
+    """Where a raw record belongs: a function of its name, so that no later run trains on what this one holds out."""
     digest = hashlib.sha256(name.encode()).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") < heldout * 2**64 else "train"
 
@@ -115,7 +124,8 @@ def segment_folder(data: Path, source: str, split: str) -> Path:
 def prepare(options: DataOptions, tokenizer: Aquila2Tokenizer, folder: Path) -> None:
     """Tokenises all sources into `folder`, once: a finished folder is left as it is.
 
-    Each source has a segment in `train/` and one in `heldout/`. A document's split follows from its name.
+    Each source has a segment in `train/` and one in `heldout/`. A record's split follows from its name, and is that of
+    all its pieces.
     """
     if (folder / "prepared.json").is_file():
         return
@@ -129,56 +139,87 @@ def prepare_source(source: SourceOptions, heldout: float, tokenizer: Aquila2Toke
     """Tokenises one source; returns the tokens of each split."""
     identity = tokenizer_id(tokenizer)
     sizes = {}
-    for split, documents in _split_documents(source, heldout):
+    for split, documents in split_documents(source, heldout):
         place = segment_folder(folder, source.name, split)
-        segment = write_segment(place, documents, tokenizer, source=source.path, tokenizer_id=identity)
+        segment = write_segment(place, documents, tokenizer, source=readable(source.path), tokenizer_id=identity)
         sizes[split] = segment.tokens
     return sizes
 
 
-def heldout_batches(folder: Path, options: DataOptions, rows: int) -> dict[str, list[Batch]]:
+def heldout_batches(
+    folder: Path, options: DataOptions, rows: int, added: Sequence[tuple[str, str]] = ()
+) -> dict[str, list[Batch]]:
     """Per domain, the same held-out rows every time: of each source at most `heldout_rows`, no token twice.
+
+    They are taken from all over the source, so that few of them share a document.
 
     Args:
         folder: Where `prepare` has put the data.
         options: Sources, domains and sizes.
         rows: Of a batch, at most.
+        added: Domain and name of the sources that came while the run was at work.
     """
     batches: dict[str, list[Batch]] = {}
-    for source in options.sources:
-        segment = Segment(segment_folder(folder, source.name, "heldout"))
+    for domain, name in [*((source.domain or source.name, source.name) for source in options.sources), *added]:
+        segment = Segment(segment_folder(folder, name, "heldout"))
         seq_len = min(options.seq_len, segment.tokens)
-        count = min(options.heldout_rows, segment.tokens // seq_len)
-        numbers = [range(first, min(first + rows, count)) for first in range(0, count, rows)]
-        found = [pack([(source.name, segment.row(i, seq_len)) for i in part]) for part in numbers]
-        batches.setdefault(source.domain or source.name, []).extend(found)
+        whole = segment.tokens // seq_len
+        count = min(options.heldout_rows, whole)
+        numbers = sorted(Permutation(whole, "heldout").forward(np.arange(count)).tolist())
+        several = [[segment.row(number, seq_len) for number in numbers[i : i + rows]] for i in range(0, count, rows)]
+        for part in several:
+            records = [_records(segment, name, row) for row in part]
+            batches.setdefault(domain, []).append(replace(pack([(name, row) for row in part]), records=records))
     return batches
 
 
-def _split_documents(source: SourceOptions, heldout: float) -> Iterator[tuple[str, Iterator[Document]]]:
-    """The documents of each split. A small source that has all in one gives the other its last; a single one is cut."""
+def _records(segment: Segment, source: str, row: Row) -> list[tuple[str, int, int]]:
+    """The raw records in a row; the pieces that a long one was cut into are one."""
+    names = [segment.document(piece.document).id.rpartition("#")[0] for piece in row.pieces]
+    return [(f"{source}/{name}", piece.start, piece.end) for name, piece in zip(names, row.pieces, strict=True)]
+
+
+class _Cut(NamedTuple):
+    """Of a source that has all records in one split: the record whose end is held out, and where that end begins."""
+
+    record: str
+    start: int
+
+
+def split_documents(source: SourceOptions, heldout: float) -> Iterator[tuple[str, Iterator[Document]]]:
+    """The documents of each split.
+
+    Of a small source whose records all have the same split, the last is held out; only its end where it is the only
+    one, or long and more than a quarter of the text.
+    """
     counts: Counter[str] = Counter()
-    last: dict[str, Document] = {}
-    for document in source_documents(source):
-        split = split_of(document.name, heldout)
-        counts[split] += 1
-        last[split] = document
+    total, last = 0, Document("", "")
+    for last in source_records(source):
+        counts[split_of(last.name, heldout)] += 1
+        total += len(last.text)
     if not counts:
         raise ValueError(f"the source {source.name!r} has no documents")
-    if counts.total() == 1:
-        ((name, text),) = last.values()
-        if len(text) < 8:
-            raise ValueError(f"the source {source.name!r} has only {len(text)} characters, too few to hold some out")
-        cut = len(text) * 3 // 4
-        yield "train", iter([Document(name, text[:cut])])
-        yield "heldout", iter([Document(f"{name}#end", text[cut:])])
-        return
-    moved = {last[other].name: split for split, other in (SPLITS, SPLITS[::-1]) if not counts[split]}
+    cut = None
+    if len(counts) < len(SPLITS):
+        length = len(last.text)
+        if counts.total() == 1 and length < 8:
+            raise ValueError(f"the source {source.name!r} has only {length} characters, too few to hold some out")
+        whole = counts.total() > 1 and length <= max(PIECE_CHARACTERS, total // 4)
+        end = length if whole else min(length // 4, max(round(heldout * total), PIECE_CHARACTERS))
+        cut = _Cut(last.name, length - end)
     for split in SPLITS:
-        yield split, _documents_of(source, split, heldout, moved)
+        yield split, _documents_of(source, split, heldout, cut)
 
 
-def _documents_of(source: SourceOptions, split: str, heldout: float, moved: Mapping[str, str]) -> Iterator[Document]:
-    for document in source_documents(source):
-        if moved.get(document.name, split_of(document.name, heldout)) == split:
-            yield document
+def _documents_of(source: SourceOptions, split: str, heldout: float, cut: _Cut | None) -> Iterator[Document]:
+    for record in source_records(source):
+        if cut is None:
+            parts = [(split_of(record.name, heldout), record)]
+        elif record.name != cut.record:
+            parts = [("train", record)]
+        else:
+            end = Document(f"{record.name}#end" if cut.start else record.name, record.text[cut.start :])
+            parts = [("train", Document(record.name, record.text[: cut.start])), ("heldout", end)]
+        for place, part in parts:
+            if place == split:
+                yield from pieces(part)

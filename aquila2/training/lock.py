@@ -16,22 +16,38 @@ LOCK = "run.lock"
 def only_run_in(folder: Path) -> Iterator[None]:
     """Holds the folder, which is made where it is missing, until the block or the process ends, however it ends.
 
-    The lock is the system's (flock) on an empty file; what a killed run leaves behind locks nothing, once the
-    processes that it forked have ended too.
-
     Raises:
         ValueError: Another run holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    held = f"run.folder {folder} is in use by another run; wait for it, or give another folder"
+    with only_holder_of(folder / LOCK, held):
+        yield
+
+
+@contextmanager
+def only_holder_of(path: Path, held: str) -> Iterator[None]:
+    """Holds an empty file until the block or the process ends, however it ends.
+
+    The lock is the system's (flock); what a killed process leaves behind locks nothing, once the processes that it
+    forked have ended too.
+
+    Args:
+        path: The file, which is made where it is missing.
+        held: What is said where another process holds it.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sentence = f"run.folder {folder} is in use by another run; wait for it, or give another folder"
-            raise ValueError(sentence) from None
+            raise ValueError(held) from None
         except OSError as error:  # some network file systems have no locks
-            print(f"{folder} has no lock ({error.strerror}): start no second run in it", file=sys.stderr, flush=True)
+            sentence = f"{path} cannot be locked ({error.strerror}): start nothing that it guards a second time"
+            print(sentence, file=sys.stderr, flush=True)
         yield
     finally:
         with suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,13 @@ from aquila2.config import PRESETS, Aquila2Config
 
 T = TypeVar("T")
 
+# Names of sources are folders, those of domains are members of records and stand in mixture=a:1,b:2.
+NAME = re.compile(r"\w[\w.-]*")
+RESERVED = ("all", "kind", "step", "crc32")
+ENDINGS = (".tmp", ".deleted", ".aside", ".faulty")
+# These change how a step is computed, and nothing about it but its rounding, so that a run may go on on other machines.
+OF_THE_MACHINE = ("batch.micro", "train.device", "train.activation_checkpointing", "train.compile", "train.shares")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
@@ -26,6 +34,14 @@ class SourceOptions:
     path: str  # a folder, .txt, .md, .py, .jsonl or .parquet, or builtin:NAME (see aquila2.training.builtin)
     weight: float = 1.0
     domain: str | None = None  # the domain whose samples it gives, by default one of its own name; weights add up
+
+    def __post_init__(self) -> None:
+        for place, name in (("name", self.name), ("domain", self.domain or self.name)):
+            if not NAME.fullmatch(name) or name in RESERVED or name.endswith(ENDINGS):
+                raise ValueError(
+                    f"the {place} of a source must be letters, digits, _, - and inner dots, and none of "
+                    f"{', '.join(RESERVED)}, got {name!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +54,7 @@ class DecisionOptions:
     batch: int | None = None  # samples of a step, in the place of batch.size and its ramp
     stage: str | None = None  # a name, for reports
     skip: int | None = None  # samples that are drawn and not trained
+    stop: str | None = None  # why the run saves and ends there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +102,7 @@ class ScheduleOptions:
 class BatchOptions:
     """Sequences per micro-batch and per optimizer step, with an optional ramp of the latter."""
 
-    micro: int = 8
+    micro: int = 8  # may change in a continuation
     size: int = 8
     ramp_start: int = 0  # first batch size; 0 turns the ramp off
     ramp_increment: int = 0
@@ -94,7 +111,7 @@ class BatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Length and arithmetic of the run."""
+    """Length and arithmetic of the run. Checkpointing, compile, device and shares may change in its continuation."""
 
     samples: int = 1000
     seed: int = 1234
@@ -123,6 +140,8 @@ class RunOptions:
 
     folder: str = "runs/default"
     save_every: int = 0  # steps between checkpoints; 0 saves only at the end and on interruption
+    save_minutes: float = 30.0  # minutes after which a checkpoint is made at the latest; 0 does without
+    timeout_minutes: float = 30.0  # after which ranks that wait for another end; saving a large model may take longer
     keep: int = 2  # newest checkpoints kept, at least 1
     eval_every: int = 0  # steps between held-out losses; 0 measures before and after only
     tensorboard: bool = True
@@ -175,6 +194,7 @@ class Options:
                     ("batch.ramp_increment", self.batch.ramp_increment),
                     ("batch.ramp_samples", self.batch.ramp_samples),
                     ("run.save_every", self.run.save_every),
+                    ("run.save_minutes", self.run.save_minutes),
                     ("run.eval_every", self.run.eval_every),
                 )
             ),
@@ -215,6 +235,7 @@ class Options:
                 self.monitor.not_finite in ("skip", "rewind", "stop"),
                 f"monitor.not_finite must be skip, rewind or stop, got {self.monitor.not_finite!r}",
             ),
+            (self.run.timeout_minutes > 0, f"run.timeout_minutes must be positive, got {self.run.timeout_minutes}"),
             (self.run.keep > 0, f"run.keep must be at least 1, got {self.run.keep}"),
             *(
                 (
@@ -307,7 +328,7 @@ def changed_options(old: Options, new: Options) -> list[str]:
         else:
             names = [f.name for f in dataclasses.fields(before)]
             changed += [f"{section}.{name}" for name in names if getattr(before, name) != getattr(after, name)]
-    return changed
+    return [name for name in changed if name not in OF_THE_MACHINE]
 
 
 def _build(cls: type[T], entries: Any, where: str) -> T:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".c", ".cc", ".cpp", ".cu", ".cuh
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
 TEXT_COLUMNS = ("text", "content")
 PIECE_CHARACTERS = 16_384
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Document(NamedTuple):
@@ -24,7 +27,8 @@ def read_documents(path: Path | str) -> Iterator[Document]:
     """All documents of a file or folder, in the order of their names.
 
     A text file is one document, a line of .jsonl and a row of .parquet too; those two have the text in the field
-    "text" or "content". Folders are searched to the bottom, hidden entries left out.
+    "text" or "content". Folders are searched to the bottom, hidden entries left out. What is no Unicode becomes U+FFFD
+    in texts, bytes that are no UTF-8 and halves of surrogate pairs alike, and \\xNN in names.
 
     Raises:
         FileNotFoundError: The path is not there, or nothing in the folder can be read.
@@ -34,13 +38,23 @@ def read_documents(path: Path | str) -> Iterator[Document]:
     if not root.exists():
         raise FileNotFoundError(f"{root} is not there")
     if root.is_file():
-        yield from _read_file(root, root.name)
+        yield from _clean(_read_file(root, root.name))
         return
     files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file() and not _hidden(p, root))
     if not files:
         raise FileNotFoundError(f"{root} has no file of the kinds {', '.join(SUFFIXES)}")
     for file in files:
-        yield from _read_file(file, str(file.relative_to(root)))
+        yield from _clean(_read_file(file, str(file.relative_to(root))))
+
+
+def _clean(documents: Iterable[Document]) -> Iterator[Document]:
+    for name, text in documents:
+        yield Document(readable(name), SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def readable(path: str) -> str:
+    """A path as text: its bytes that are no UTF-8 are written \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def pieces(document: Document) -> list[Document]:
@@ -69,7 +83,7 @@ def _parse_json(line: str, place: str) -> Any:
 
 def _read_file(file: Path, name: str) -> Iterator[Document]:
     if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     place = f"{file}, line {number}"
@@ -83,6 +97,7 @@ def _read_file(file: Path, name: str) -> Iterator[Document]:
 
 
 def _read_parquet(file: Path, name: str) -> Iterator[Document]:
+    import pyarrow
     from pyarrow import parquet
 
     opened = parquet.ParquetFile(file)
@@ -91,10 +106,15 @@ def _read_parquet(file: Path, name: str) -> Iterator[Document]:
         raise ValueError(f"{file} must have a column {' or '.join(TEXT_COLUMNS)}, got {opened.schema_arrow.names}")
     row = 0
     for batch in opened.iter_batches(columns=columns[:1]):
-        for text in batch.column(0).to_pylist():
+        column = batch.column(0)
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            column = column.cast(pyarrow.large_binary())  # whose bytes need not be UTF-8
+        for text in column.to_pylist():
             row += 1
             if text:
-                yield Document(f"{name}:{row}", str(text))
+                yield Document(
+                    f"{name}:{row}", text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+                )
 
 
 def _text_of(record: object, where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from tqdm import tqdm
 
 from aquila2.device import usable_device
+from aquila2.heurimentor.data.schedule import OpenSegment
 from aquila2.heurimentor.data.stream import BatchStream, Part
 from aquila2.heurimentor.engine.gradients import GradientSum
-from aquila2.heurimentor.engine.keeper import Keeper, Order, Suspects
-from aquila2.heurimentor.engine.world import World, ranks_of
+from aquila2.heurimentor.engine.keeper import Keeper, Order, Stop, Suspects
+from aquila2.heurimentor.engine.world import World, checksum, ranks_of
 from aquila2.heurimentor.ledger.book import NAME, share_out
 from aquila2.heurimentor.ledger.chain import scan
 from aquila2.heurimentor.ledger.lineage import Lineage
@@ -32,16 +34,20 @@ from aquila2.training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
+    state_of,
     step_of,
 )
-from aquila2.training.data import heldout_batches, prepare, tokenizer_id
+from aquila2.training.data import heldout_batches, prepare, segment_folder, tokenizer_id
 from aquila2.training.lock import only_run_in
 from aquila2.training.memory import keep_freed_memory
 from aquila2.training.metrics import MetricsLog, heldout_loss
 from aquila2.training.optim import make_adamw
 from aquila2.training.options import Options
-from aquila2.training.setup import claim, tokenizer_for
+from aquila2.training.setup import claim, heal_tokenizer, heldout_ids, honour_stop, mend_data, tokenizer_for
 from aquila2.training.signals import StopRequest
+
+ASKED = -1  # in the place of a signal's number, where a decision has ended the run
+WEIGHTS_EVERY = 256  # steps after which the ranks compare their weights, which they also do before every checkpoint
 
 
 @dataclass
@@ -56,7 +62,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """What `train` returns: model, tokenizer, the domains' held-out losses before and after, and why it ended."""
+    """What `train` returns: model, tokenizer, the domains' held-out losses before and after, where it stands.
+
+    `stopped_by` is the signal that has ended it, or `ASKED`, and None where it is complete.
+    """
 
     model: Aquila2ForCausalLM
     tokenizer: Aquila2Tokenizer
@@ -92,15 +101,21 @@ def train(options: Options) -> Result:
     """
     keep_freed_memory()
     folder = Path(options.run.folder)
-    with ranks_of(options.train.device) as (world, name), ExitStack() as stack:
-        device = usable_device(name, "train.device")
+    with ExitStack() as stack:
 
         def make_ready() -> None:
+            usable_device(options.train.device, "train.device")
             stack.enter_context(only_run_in(folder))
+            honour_stop(folder)
             claim(folder, options)
-            prepare(options.data, tokenizer_for(options, folder / "tokenizer"), folder / "data")
+            heal_tokenizer(folder)
+            tokenizer = tokenizer_for(options, folder / "tokenizer")
+            prepare(options.data, tokenizer, folder / "data")
+            mend_data(folder, options, tokenizer)
 
-        world.tell(make_ready)
+        ranks = ranks_of(options.train.device, make_ready, options.run.timeout_minutes)
+        world, name = stack.enter_context(ranks)
+        device = usable_device(name, "train.device")
         torch.manual_seed(options.train.seed)
         tokenizer = Aquila2Tokenizer.from_pretrained(folder / "tokenizer")
         config = options.model_config(
@@ -112,7 +127,13 @@ def train(options: Options) -> Result:
 
 
 class Loop:
-    """One run: a model, a stream of batches, and what is written about them."""
+    """One run: a model, a stream of batches, and what is written about them.
+
+    Attributes:
+        clock: Seconds, by which steps and the ranks' parts of them are timed.
+    """
+
+    clock = staticmethod(time.perf_counter)
 
     def __init__(
         self,
@@ -130,6 +151,10 @@ class Loop:
         self.bf16 = options.train.precision == "bf16"
         self.stream = BatchStream(self.folder, options.data.seq_len, tokenizer_id(tokenizer))
         self.heldout = heldout_batches(self.folder / "data", options.data, options.batch.micro)
+        self.measured = {source.name for source in options.data.sources}
+        self.watched = 0  # segments of the run whose held-out rows are among them, where they have any
+        self.asked_to_stop = False
+        self.saved_at = time.monotonic()
         self.speed = Speed(model.config, options.data.seq_len, device, world.size)
         self.progress = Progress()
         self.keeper: Keeper | None = None
@@ -140,9 +165,12 @@ class Loop:
         checkpoint = self.world.tell(self._checkpoint_to_continue)
         if checkpoint is not None:
             self._resume(checkpoint)
+        else:
+            self.world.spread(self.model.parameters())
         finished = self.progress.samples >= total
         with ExitStack() as stack:
             self.world.tell(lambda: self._open_files(stack, checkpoint, finished))
+            self._watch(self.world.tell(lambda: self._segments(checkpoint)))
             if checkpoint is None:
                 self.progress.heldout = self._measure()
             before = after = self.progress.heldout
@@ -151,9 +179,13 @@ class Loop:
                 while self.progress.samples < total and not stopped_by:
                     before_it = self.progress.step
                     after = self._one_step(bar) or after
-                    if self.progress.step > before_it and self._due(self.options.run.save_every):
+                    stepped = self.progress.step > before_it
+                    if stepped and self.progress.step % WEIGHTS_EVERY == 0:
+                        self._compare_weights()
+                    code = self.world.largest(2 * (stop.received or 0) + self._is_late())
+                    stopped_by = ASKED if self.asked_to_stop else code // 2
+                    if stepped and (self._due(self.options.run.save_every) or code % 2):
                         checkpoint = self._save()
-                    stopped_by = self.world.largest(stop.received or 0)
                 if checkpoint is None or step_of(checkpoint) != self.progress.step:
                     checkpoint = self._save()
             if finished:
@@ -173,15 +205,19 @@ class Loop:
 
     def _one_step(self, bar: tqdm[Any]) -> dict[str, Estimate]:
         """One optimizer step with its record; returns held-out losses where they were due, else nothing."""
-        started = time.perf_counter()
+        started = self.clock()
         order = self.world.tell(lambda: self._first().order())
+        if isinstance(order, Stop):
+            self.asked_to_stop = True
+            return {}
         if order is None:  # what was left was skipped
             self.progress.samples = self.options.train.samples
             return {}
         self.stream.open(order.segments)
+        self._watch(order.segments)
         places = share_out(order.count, order.shares)[self.world.rank]
         part = self.stream.part(order.draws, places, self.options.batch.micro, order.quarantined)
-        waited = time.perf_counter() - started
+        waited = self.clock() - started
         applied = self._update(order, places, part, waited)
         if applied is None:  # its samples are skipped
             bar.n = self.progress.samples
@@ -189,7 +225,7 @@ class Loop:
         reports, loss, norm = applied
         tokens = order.count * self.options.data.seq_len
         busy = [report.busy for report in reports]
-        speed = self.speed.values(tokens, time.perf_counter() - started, busy)
+        speed = self.speed.values(tokens, self.clock() - started, busy)
         values = {"loss": loss, "lr": order.rate, "grad_norm": norm, "samples": order.end, **speed}
         values["data_wait"] = max(report.wait for report in reports)
         digest = sum(report.digest for report in reports)
@@ -208,7 +244,7 @@ class Loop:
         Returns what every rank reports, the loss and the norm of the gradient; None where the monitor has the step
         skipped, or the run go back.
         """
-        started = time.perf_counter()
+        started = self.clock()
         count = max(1, self.world.sum(sum(batch.num_targets for batch in part.batches)))
         losses = []
         for index, whole in enumerate(part.batches):
@@ -223,24 +259,28 @@ class Loop:
             weighted.backward()
             losses.append(weighted.detach())
         mean = float(sum(losses, start=torch.zeros((), device=self.device)))
-        busy = time.perf_counter() - started
+        busy = self.clock() - started
         self.gradients.finish()
         reports = self.world.gather(RankReport(mean, part.digest, busy, waited))
         total = sum(report.loss for report in reports)
         limit = self.options.optimizer.clip or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        alert = self.world.tell(lambda: self._first().judge(total, norm))
+        mine = float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        # One norm for all ranks, whose last bits may differ where their machines do.
+        alert, norm = self.world.tell(lambda: (self._first().judge(total, mine), mine))
         if alert is not None:
             suspects = self.world.gather(self._suspects(order, places, part, losses, count))
             verdict = self.world.tell(lambda: self._first().verdict(order, alert, total, norm, suspects))
             if not verdict.applies:
                 self.optimizer.zero_grad(set_to_none=True)
+                if verdict.stop is not None:
+                    self._stop(verdict.stop)
                 self.progress.samples = order.end
                 if verdict.checkpoint is not None:
                     self._resume(verdict.checkpoint)
                     back = verdict.checkpoint
                     self.progress.samples = self.world.tell(lambda: self._first().go_back(back, order, alert, suspects))
                 return None
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, torch.tensor(norm))
         for group in self.optimizer.param_groups:
             group["lr"] = order.rate
         self.optimizer.step()
@@ -259,6 +299,47 @@ class Loop:
         rows = places[worst * micro : (worst + 1) * micro]
         documents = self.stream.documents(order.draws, rows)
         return Suspects(means[worst], [f"{domain}/{entry.id}" for domain, entry in documents])
+
+    def _stop(self, reason: str) -> None:
+        """Saves what stands before the step that ends the run."""
+        newest = list_checkpoints(self.folder / "checkpoints")[:1]
+        if self.progress.step and self.world.tell(lambda: not newest or step_of(newest[0]) != self.progress.step):
+            self._save()
+        self.world.tell(lambda: self._first().stop(reason))
+
+    def _compare_weights(self) -> None:
+        """Sends the first rank's weights and moments to all where one has others, and has it told."""
+        sums = self.world.gather(checksum(self.model.parameters()))
+        differ = [rank for rank, value in enumerate(sums) if value != sums[0]]
+        if differ:
+            self.world.spread(self.model.parameters())
+            states = [self.optimizer.state[parameter] for parameter in self.model.parameters()]
+            self.world.spread(state[key] for state in states for key in sorted(state))
+            self.world.tell(lambda: self._first().ranks_differ(self.progress.step, differ))
+
+    def _segments(self, checkpoint: Path | None) -> list[OpenSegment]:
+        """The segments of the run so far; the ledger of a finished one is not open, and may be gone."""
+        if self.keeper is not None:
+            return list(self.keeper.lineage.schedule.segments)
+        ledger, head = self.folder / NAME, head_of(checkpoint) if checkpoint else None
+        lines = scan(ledger, head.offset if head else 0).lines if ledger.is_file() else []
+        return list(Lineage.of(lines).schedule.segments)
+
+    def _watch(self, segments: Sequence[OpenSegment]) -> None:
+        """Measures held-out losses also on sources that came while the run was at work."""
+        if len(segments) == self.watched:
+            return
+        self.watched = len(segments)
+        known = {source.name for source in self.options.data.sources}
+        names = [(info.domain, Path(info.folder).name) for info in segments]
+        data = self.folder / "data"
+        added = [
+            (domain, name)
+            for domain, name in names
+            if name not in known and segment_folder(data, name, "heldout").is_dir()
+        ]
+        self.measured = known | {name for _, name in added}
+        self.heldout = heldout_batches(data, self.options.data, self.options.batch.micro, added)
 
     def _measure(self) -> dict[str, Estimate]:
         losses = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
@@ -285,13 +366,14 @@ class Loop:
 
     def _open_files(self, stack: ExitStack, checkpoint: Path | None, finished: bool) -> None:
         """Opens what the first rank writes; a finished run's ledger stays closed."""
-        log = MetricsLog(self.folder, self.progress.step, self.options.run.tensorboard)
+        log = MetricsLog(self.folder, self.progress.step if checkpoint else -1, self.options.run.tensorboard)
         stack.callback(log.close)
         if not finished:
             head = head_of(checkpoint) if checkpoint else None
             if checkpoint and head is None:
                 raise ValueError(f"{checkpoint} does not tell where the ledger stood, so the run cannot go on from it")
-            self.keeper = Keeper(self.options, head, self.world.size, log)
+            watched = state_of(checkpoint).get("monitor") if checkpoint else None
+            self.keeper = Keeper(self.options, head, self.world.size, log, watched)
             stack.callback(self.keeper.close)
 
     def _first(self) -> Keeper:
@@ -299,7 +381,14 @@ class Loop:
         assert self.keeper is not None
         return self.keeper
 
+    def _is_late(self) -> bool:
+        """Whether the first rank finds that the last checkpoint is too long ago."""
+        minutes = self.options.run.save_minutes
+        return self.world.is_first and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
     def _save(self) -> Path:
+        self._compare_weights()
+        self.saved_at = time.monotonic()
         return self.world.tell(self._save_here)
 
     def _save_here(self) -> Path:
@@ -309,16 +398,25 @@ class Loop:
             "samples": lineage.samples,
             "tokens": self.progress.tokens,
             "heldout_before": self.progress.heldout,
-            "drawn": lineage.schedule.counts(lineage.samples),
+            "monitor": self._first().monitor.state(),
         }
         head = self._first().head()
         checkpoints = self.folder / "checkpoints"
         return save_checkpoint(
-            checkpoints, self.model, self.optimizer, self.tokenizer, state, self.options.run.keep, head
+            checkpoints,
+            self.model,
+            self.optimizer,
+            self.tokenizer,
+            state,
+            self.options.run.keep,
+            head,
+            self.options,
+            heldout_ids(self.folder, self.measured),
         )
 
     def _resume(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer)
+        self.world.spread(self.model.parameters())
         self.progress = Progress(state["step"], state["samples"], state["tokens"])
         self.progress.heldout = {domain: Estimate(*values) for domain, values in state["heldout_before"].items()}
         self._say(f"continuing {checkpoint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gettext
 import json
+import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +23,12 @@ from aquila2.heurimentor.verified import NotVerified
 from aquila2.training import builtin
 from aquila2.training.builtin import builtin_documents
 from aquila2.training.data import (
+    SPLITS,
     heldout_batches,
     prepare,
     segment_folder,
     source_documents,
+    split_documents,
     split_of,
     tokenizer_id,
 )
@@ -161,6 +164,37 @@ def test_tiny_sources_have_both_splits(tmp_path: Path, tokenizer: Aquila2Tokeniz
     assert Segment(segment_folder(tmp_path / "data", "few", "train")).tokens > 2
 
 
+@pytest.mark.parametrize("heldout", [0.3, 0.5])
+def test_no_long_document_is_in_both_splits(tmp_path: Path, tokenizer: Aquila2Tokenizer, heldout: float) -> None:
+    lines = [f"book {book}, line {line} of it\n" for book in range(8) for line in range(2500)]
+    for book in range(8):
+        (tmp_path / f"book-{book}.txt").write_text("".join(lines[2500 * book : 2500 * (book + 1)]))
+    source = SourceOptions(name="books", path=str(tmp_path))
+    prepare(DataOptions(sources=[source], heldout=heldout), tokenizer, tmp_path / "data")
+    records = []
+    for split in SPLITS:
+        segment = Segment(segment_folder(tmp_path / "data", "books", split))
+        names = [segment.document(number).id.rpartition("#")[0] for number in range(segment.documents)]
+        assert names and all(count >= 3 for count in Counter(names).values())  # pieces of each
+        assert {split_of(name, heldout) for name in names} == {split}
+        records.append(set(names))
+    assert not records[0] & records[1] and len(records[0] | records[1]) == 8
+
+
+@pytest.mark.parametrize(
+    ("books", "length", "held"), [(1, 40_000, 10_000), (1, 2_000_000, 40_000), (2, 90_000, 16_384)]
+)
+def test_of_a_few_long_documents_the_end_is_held_out(tmp_path: Path, books: int, length: int, held: int) -> None:
+    for book in range(books):
+        (tmp_path / f"{book}.txt").write_text("".join(chr(0x4E00 + i % 20_000) for i in range(book, length + book)))
+    source = SourceOptions(name="books", path=str(tmp_path))
+    splits = {split: list(documents) for split, documents in split_documents(source, 0.02)}
+    texts = {split: "".join(document.text for document in documents) for split, documents in splits.items()}
+    whole = "".join(document.text for document in source_documents(source))
+    assert len(texts["heldout"]) == held and texts["train"] + texts["heldout"] == whole
+    assert {document.name.rpartition("#")[0] for document in splits["heldout"]} == {f"{books - 1}.txt#end"}
+
+
 def test_spelled_out_special_tokens_do_not_end_a_document(tmp_path: Path, tokenizer: Aquila2Tokenizer) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "a </s> in the middle of words"}\n' * 2)
     options = DataOptions(sources=[SourceOptions(name="few", path=str(tmp_path / "texts.jsonl"))], seq_len=8)
@@ -202,6 +236,38 @@ def test_nothing_to_read(tmp_path: Path, make: Any, error: type[Exception], mess
     make(tmp_path / "x")
     with pytest.raises(error, match=message):
         list(read_documents(tmp_path / "x"))
+
+
+def test_what_is_no_unicode_is_read(tmp_path: Path, tokenizer: Aquila2Tokenizer) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b'{"text": "half \\ud83d of a pair"}\n{"text": "\\ud83d\\ude00 \xff"}\n')
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"caf\xe9")
+    found = list(read_documents(folder))
+    assert found == [
+        Document("a.jsonl:1", "half \N{REPLACEMENT CHARACTER} of a pair"),
+        Document("a.jsonl:2", "\N{GRINNING FACE} \N{REPLACEMENT CHARACTER}"),
+        Document("caf\\xe9.txt", "caf\N{REPLACEMENT CHARACTER}"),
+    ]
+    source = SourceOptions(name="texts", path=str(folder))
+    prepare(DataOptions(sources=[source]), tokenizer, tmp_path / "data")
+    segment = Segment(segment_folder(tmp_path / "data", "texts", "train"))
+    assert "a.jsonl:1#0" in {segment.document(number).id for number in range(segment.documents)}
+    # A folder whose own name is no UTF-8, too.
+    odd = tmp_path / os.fsdecode(b"\xff")
+    folder.rename(odd)
+    assert list(read_documents(odd)) == found
+    prepare(DataOptions(sources=[SourceOptions(name="odd", path=str(odd))]), tokenizer, tmp_path / "more")
+
+
+def test_a_parquet_s_texts_may_be_any_bytes(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = pyarrow.array([b"one", None, b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    found = [document.text for document in read_documents(tmp_path / "a.parquet")]
+    assert found == ["one", "caf\N{REPLACEMENT CHARACTER}"]
 
 
 def test_records_without_text(tmp_path: Path) -> None:

@@ -80,18 +80,31 @@ def test_logits_and_gradients(heads: str, rope: str, seqlen: int) -> None:
         assert_close(parameter.grad, gradients[name].grad, name, 1e-4)
 
 
-def test_interleaved_rope_is_half_split_rope_with_permuted_channels() -> None:
-    config = BASE.replace(num_key_value_heads=2, rope_interleaved=True)
+@pytest.mark.parametrize("seqlen", [33, 100], ids=["short", "beyond max_position"])
+@pytest.mark.parametrize("heads", ["mha", "gqa 6", "head dim 64"])
+@pytest.mark.parametrize("rope", ROPES)
+def test_interleaved_rope_is_half_split_rope_with_permuted_channels(heads: str, rope: str, seqlen: int) -> None:
+    config = BASE.replace(**HEADS[heads], **ROPES[rope], rope_interleaved=True)
     ours, theirs = pair(config)
     # Channel 2i + j of the interleaved layout is channel i + j D / 2 of the half-split one.
     order = torch.arange(config.head_dim).view(-1, 2).T.flatten()
-    with torch.no_grad():
-        for layer in theirs.model.layers:
-            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-                heads = projection.weight.view(-1, config.head_dim, config.hidden_size)
-                projection.weight.copy_(heads[:, order].flatten(0, 1))
-    ids = torch.randint(320, (2, 33))
-    assert_close(ours(ids).logits, theirs(ids).logits, "logits")
+
+    def half_split(name: str, rows: Tensor) -> Tensor:
+        """The rows of q_proj and k_proj in the order that transformers wants; other tensors as they are."""
+        if not name.endswith(("q_proj.weight", "k_proj.weight")):
+            return rows
+        return rows.unflatten(0, (-1, config.head_dim))[:, order].flatten(0, 1)
+
+    theirs.load_state_dict({name: half_split(name, tensor) for name, tensor in ours.state_dict().items()})
+    ids = torch.randint(320, (2, seqlen))
+    output, expected = ours(ids[:, :-1], ids[:, 1:]), theirs(ids[:, :-1]).logits
+    assert_close(output.logits, expected, "logits")
+
+    output.loss.backward()
+    F.cross_entropy(expected.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert_close(half_split(name, parameter.grad), gradients[name].grad, name, 1e-4)
 
 
 def test_packed_documents_equal_separate_ones() -> None:

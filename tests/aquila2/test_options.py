@@ -81,6 +81,15 @@ def test_model_section_fits_the_tokenizer() -> None:
         ({**SOURCES, "batch": {"ramp_start": 8}}, "batch.ramp_start needs positive"),
         ({**SOURCES, "schedule": {"kind": "step"}}, "schedule.kind must be cosine or wsd, got 'step'"),
         ({"data": {"sources": [{"name": "a"}]}}, "missing 1 required keyword-only argument: 'path'"),
+        *(
+            ({"data": {"sources": [{"name": name, "path": "b"}]}}, "the name of a source must be letters, digits")
+            for name in ("", "../../../etc/z", "zh/wiki", "a,b", "a:b", ".hidden", "a.tmp", "all", "step", "kind")
+        ),
+        (
+            {"data": {"sources": [{"name": "a", "path": "b", "domain": "all"}]}},
+            "the domain of a source must be letters, digits, _, - and inner dots, and none of all, kind, step",
+        ),
+        ({**SOURCES, "run": {"save_minutes": -1}}, "run.save_minutes must be at least 0, got -1"),
         ({"data": {"sources": "texts"}}, "data.sources must be a list, got 'texts'"),
         ({"data": {"sources": [{"name": "a", "path": "b"}] * 2}}, "data.sources must have different names"),
     ],
@@ -103,6 +112,10 @@ def test_changes_that_forbid_continuing() -> None:
     first = parse_options(SOURCES)
     second = parse_options({**SOURCES, "model": {"preset": "tiny"}, "run": {"keep": 7}, "optimizer": {"lr": 1.0}})
     assert changed_options(first, second) == ["model.preset", "optimizer.lr"]
+    elsewhere = {"compile": True, "device": "cuda", "activation_checkpointing": True, "shares": "speed"}
+    third = parse_options({**SOURCES, "batch": {"micro": 4}, "train": elsewhere, "monitor": {"window": 32}})
+    assert changed_options(first, third) == []
+    assert changed_options(first, parse_options({**SOURCES, "train": {"seed": 2}})) == ["train.seed"]
 
 
 def test_cosine_and_wsd() -> None:

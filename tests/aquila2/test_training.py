@@ -16,8 +16,15 @@ import pytest
 import torch
 
 from aquila2 import Aquila2Tokenizer, from_pretrained
+from aquila2.heurimentor import verified
 from aquila2.training import trainer
-from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints, newest_valid, save_checkpoint
+from aquila2.training.checkpoints import (
+    checkpoint_fault,
+    checkpoint_to_continue,
+    list_checkpoints,
+    newest_valid,
+    save_checkpoint,
+)
 from aquila2.training.curve import write_loss_curve
 from aquila2.training.lock import only_run_in
 from aquila2.training.metrics import MetricsLog, read_metrics
@@ -161,6 +168,32 @@ def test_faulty_checkpoints_of_later_steps_do_not_outrank_what_is_saved_after_th
     ]
 
 
+def test_only_the_checkpoint_that_a_run_goes_on_from_is_read(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    options = options_for(text_folder, tmp_path / "run", run={"save_every": 2, "keep": 9})
+    trainer.train(options)
+    flip_a_bit(folder / "step-00000004")  # older than what is loaded: nobody needs it
+    hashed: list[Path] = []
+    hash_block = verified._hash_block
+
+    def hashing(path: Path, start: int) -> str:
+        hashed.append(path.parent)
+        return hash_block(path, start)
+
+    monkeypatch.setattr(verified, "_hash_block", hashing)
+    newest = list_checkpoints(folder)[0]
+    assert checkpoint_to_continue(folder, pytest.fail) == newest and set(hashed) == {newest}
+    # Of one whose steps were undone its manifest says enough.
+    hashed.clear()
+    said: list[str] = []
+    second = folder / "step-00000010"
+    assert checkpoint_to_continue(folder, said.append, lambda head: "undone" if head.step > 10 else None) == second
+    assert set(hashed) == {second} and said == [f"{newest} is set aside as {newest.name}.undone: undone"]
+    assert (folder / "step-00000004").is_dir()
+
+
 def test_saving_never_removes_what_it_wrote(text_folder: Path, tmp_path: Path) -> None:
     result = trainer.train(options_for(text_folder, tmp_path / "run", run={"keep": 1}))
     later = result.checkpoint.with_name("step-00000099")
@@ -221,7 +254,8 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_not_saved(
     with pytest.raises(FloatingPointError, match=r"step 7 .*gradient norm .*(nan|inf)"):
         trainer.train(options)
     assert all(torch.equal(parameter, old) for parameter, old in zip(models[0].parameters(), before, strict=True))
-    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000004"]
+    saved = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved == ["step-00000006", "step-00000004"]  # what stood before the step is kept
     assert losses_of(tmp_path / "run")[-1][0] == 6
 
 
@@ -300,6 +334,34 @@ def test_another_configuration_is_not_continued(text_folder: Path, tmp_path: Pat
 def test_a_cut_metrics_line_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 2.0}\n{"kind": "tr')
     assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+
+
+def test_metrics_are_json_whatever_was_measured(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, -1, tensorboard=False)
+    values = {"loss": math.nan, "half": math.inf, "low": -math.inf, "layers": {"wq": [1.0, math.inf]}}
+    alert = {"alert": "not_finite", "subject": "nan", "sentence": "inf"}
+    log.write("train", 1, values)
+    log.write("alert", 1, alert)
+    log.close()
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is no JSON")
+
+    first, second = ((tmp_path / "metrics.jsonl").read_text()).splitlines()
+    assert json.loads(first, parse_constant=refuse)["half"] == "inf"
+    assert json.loads(second, parse_constant=refuse)["subject"] == "nan"
+    train, told = read_metrics(tmp_path)
+    assert math.isnan(train["loss"]) and train["low"] == -math.inf and train["layers"] == {"wq": [1.0, math.inf]}
+    assert told == {"kind": "alert", "step": 1, **alert}
+
+
+def test_a_checkpoint_s_state_is_json(text_folder: Path, tmp_path: Path) -> None:
+    # One held-out row has no interval.
+    result = trainer.train(options_for(text_folder, tmp_path / "run", data={"heldout_rows": 1}))
+    assert result.heldout_before["all"].half == math.inf
+    assert "Infinity" not in (result.checkpoint / "state.json").read_text()
+    again = trainer.train(options_for(text_folder, tmp_path / "run", data={"heldout_rows": 1}))
+    assert again.heldout_before == result.heldout_before
 
 
 def test_sigterm_saves_and_the_same_command_continues(text_folder: Path, tmp_path: Path) -> None:

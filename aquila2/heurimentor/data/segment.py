@@ -20,7 +20,7 @@ from aquila2.heurimentor.verified import NotVerified, read_manifest, verified_fo
 
 I64 = npt.NDArray[np.int64]
 
-TOKENS, DOCUMENTS = "tokens.bin", "documents.arrow"
+TOKENS, DOCUMENTS, FACTS = "tokens.bin", "documents.arrow", "segment.json"
 FORMAT = "aquila2-segment-1"
 GROUP_TOKENS = 1 << 24
 TEXTS_PER_CALL = 256
@@ -116,11 +116,17 @@ def write_segment(
         group_tokens: Bounds the memory that the shuffle needs.
 
     Raises:
-        ValueError: There is no document, or a name occurs twice.
+        ValueError: There is no document, or a name occurs twice, or the folder holds another source.
     """
     if folder.exists():
         verify(folder)
-        return Segment(folder)
+        there = Segment(folder)
+        if (there.source, there.tokenizer) != (source, tokenizer_id):
+            raise ValueError(
+                f"{folder} was made from {there.source!r}, or with another tokenizer, and {source!r} is wanted there; "
+                "remove it"
+            )
+        return there
     dtype = np.dtype("<u2" if len(encoder) <= 1 << 16 else "<u4")
     seen: set[bytes] = set()
     total = 0
@@ -154,7 +160,7 @@ def write_segment(
             "source": source,
             "tokenizer": tokenizer_id,
         }
-        (temporary / "segment.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (temporary / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return Segment(folder)
 
 
@@ -172,12 +178,13 @@ class Segment:
         manifest = read_manifest(self.folder)
         self.id: str = manifest["seal"][:32]
         try:
-            facts = json.loads((self.folder / "segment.json").read_bytes())
+            facts = json.loads((self.folder / FACTS).read_bytes())
             if facts["format"] != FORMAT:
                 raise ValueError(f"its format is {facts['format']!r}")
             self.tokens: int = facts["tokens"]
             self.documents: int = facts["documents"]
             self.tokenizer: str = facts["tokenizer"]
+            self.source: str = facts["source"]
             self._tokens = np.memmap(self.folder / TOKENS, dtype=facts["dtype"], mode="r", shape=(self.tokens,))
             table = pa.ipc.open_file(pa.memory_map(str(self.folder / DOCUMENTS))).read_all()
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

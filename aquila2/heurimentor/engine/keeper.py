@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aquila2.atomic import atomic_write
 from aquila2.heurimentor.data.schedule import Draws, OpenSegment
 from aquila2.heurimentor.engine.settings import Settings
 from aquila2.heurimentor.engine.shares import Shares
@@ -21,10 +22,11 @@ from aquila2.heurimentor.mentor.decisions import Decision, config_decisions
 from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.monitor import Alert, Monitor
 from aquila2.heurimentor.monitor.weights import pooled, trajectory
-from aquila2.training.checkpoints import checkpoint_to_continue, step_of
+from aquila2.training.checkpoints import checkpoint_to_continue, head_of, state_of, step_of
 from aquila2.training.data import segment_folder
 from aquila2.training.metrics import MetricsLog, read_metrics
 from aquila2.training.options import Options
+from aquila2.training.setup import STOPPED
 
 MOST_DOCUMENTS = 8  # named in a sentence
 MOST_REFUSED = 8  # steps in a row
@@ -80,10 +82,17 @@ class Suspects(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a step is applied; if not, the checkpoint that the run goes back to, None where it skips the step."""
+    """Whether a step is applied; if not, the checkpoint to go back to or why the run stops; neither: it is skipped."""
 
     applies: bool
     checkpoint: Path | None = None
+    stop: str | None = None
+
+
+class Stop(NamedTuple):
+    """In the place of an order: a decision that the run saves and ends here, and who took it."""
+
+    by: str
 
 
 class Keeper:
@@ -94,16 +103,25 @@ class Keeper:
         head: What the checkpoint that training goes on from knows of the ledger; None starts at step 0.
         ranks: How many ranks there are.
         log: Where metrics and alerts go.
+        watched: The monitor's state, which that checkpoint keeps.
 
     Raises:
         ValueError: The ledger is not what was once written, or the checkpoint is not of its lineage.
         FileNotFoundError: There is a checkpoint and no ledger.
     """
 
-    def __init__(self, options: Options, head: Head | None, ranks: int, log: MetricsLog) -> None:
+    def __init__(
+        self,
+        options: Options,
+        head: Head | None,
+        ranks: int,
+        log: MetricsLog,
+        watched: Mapping[str, Any] | None = None,
+    ) -> None:
         self.options, self.folder, self.log = options, Path(options.run.folder), log
         self.curves: Curves | None = None
-        self._look_back()
+        self._look_back(watched)
+        self.stops = 0
         self.shares = Shares()
         self.refused = 0
         self.returns: Counter[int] = Counter()
@@ -114,13 +132,16 @@ class Keeper:
             self.book = _begin(self.folder, options)
         else:
             self.book = Book(self.folder, head)
+        self.stops = len(self._stop_lines())  # a run that is continued goes on
+        if self.book.cut:
+            _say(f"{self.book.cut} bytes behind the last right line of {NAME} were cut; they are kept beside it")
         if options.train.shares == "equal" or len(self.lineage.ranks) != ranks:
             self.share([1] * ranks)
 
-    def _look_back(self) -> None:
-        """Takes up what the metrics know of the steps so far."""
+    def _look_back(self, watched: Mapping[str, Any] | None) -> None:
+        """Takes up what the metrics and a checkpoint know of the steps so far."""
         records = read_metrics(self.folder)
-        self.monitor = Monitor(self.options.monitor, records)
+        self.monitor = Monitor(self.options.monitor, records, watched)
         looks = [record for record in records if record["kind"] == "weights"]
         self.curves = (looks[-1]["tokens"], looks[-1]["layers"]) if looks else None
 
@@ -134,7 +155,10 @@ class Keeper:
         if self.lineage.ranks != list(shares):
             self.book.set_ranks(shares)
 
-    def order(self) -> Order | None:
+    def _stop_lines(self) -> list[Line]:
+        return [line for line, _ in self.lineage.applied if line.record["what"] == "stop"]
+
+    def order(self) -> Order | Stop | None:
         """The next step, after all requests that wait were answered; None where the run is at its end."""
         before = rejected_requests(self.folder)
         for line in answer_requests(self.book):
@@ -142,11 +166,18 @@ class Keeper:
         for path, reason in rejected_requests(self.folder).items():
             if path not in before:
                 _say(f"a request was refused: {reason}")
+        stops = self._stop_lines()
+        if len(stops) > self.stops:
+            self.stops = len(stops)
+            _say(f"the run ends here: {_sentence(stops[-1])}")
+            return Stop(str(stops[-1].record["by"]))
         lineage, options = self.lineage, self.options
         settings = Settings.of(options, lineage)
         count = settings.count(options, lineage.samples)
         if count < 1:
             return None
+        if lineage.room is not None:
+            count = min(count, lineage.room)
         draws = self.book.plan(count)
         return Order(
             lineage.step + 1,
@@ -166,9 +197,6 @@ class Keeper:
         """Tells an alert with the documents that it may come from; what is done about the step.
 
         A step that is not applied is entered as a decision to skip its samples, so that a continued run skips them too.
-
-        Raises:
-            FloatingPointError: The run is to stop there.
         """
         worst = _worst(ranks)
         documents = ", ".join(ranks[worst].documents[:MOST_DOCUMENTS])
@@ -178,7 +206,8 @@ class Keeper:
             return Verdict(True)
         self.refused += 1
         if policy == "skip" and self.refused <= MOST_REFUSED:
-            self.book.decide("skip", {"samples": order.count}, by=f"monitor: {alert.sentence}")
+            skip = {"first": order.first, "samples": order.count}
+            self.book.decide("skip", skip, by=f"monitor: {alert.sentence}")
             return Verdict(False)
         again = f", the {self.refused}th in a row" if self.refused > 1 else ""
         if policy == "rewind":
@@ -186,11 +215,27 @@ class Keeper:
             if checkpoint is not None and self.returns[step_of(checkpoint)] < MOST_RETURNS:
                 return Verdict(False, checkpoint)
             again += f", and went back {MOST_RETURNS} times" if checkpoint else ", and has no checkpoint to go back to"
-        raise FloatingPointError(
-            f"step {order.step} has the gradient norm {norm} and the loss {loss}{again}, so the run stops there with "
-            f"nothing of that step applied or saved; rank {worst} fares worst, with the documents "
-            f"{documents or 'unknown'}; try a smaller optimizer.lr in another run.folder"
+        return Verdict(
+            False,
+            stop=f"step {order.step} has the gradient norm {norm} and the loss {loss}{again}, so the run stops there "
+            f"with nothing of that step applied or saved; rank {worst} fares worst, with the documents "
+            f"{documents or 'unknown'}; try a smaller optimizer.lr in another run.folder",
         )
+
+    def stop(self, reason: str) -> None:
+        """Ends the run, and leaves the reason for whatever would start it again by itself.
+
+        Raises:
+            FloatingPointError: Always.
+        """
+        atomic_write(self.folder / STOPPED, reason + "\n")
+        raise FloatingPointError(reason)
+
+    def ranks_differ(self, step: int, ranks: Sequence[int]) -> None:
+        """Tells that ranks had other weights than the first."""
+        names = ", ".join(f"rank {rank}" for rank in ranks)
+        sentence = f"{names} had other weights than rank 0, which were sent to all; are the machines alike?"
+        self._tell(step, Alert("ranks_differ", names, sentence))
 
     def go_back(self, checkpoint: Path, order: Order, alert: Alert, ranks: Sequence[Suspects]) -> int:
         """Undoes the steps since a checkpoint, and skips all samples from there to the end of a step.
@@ -199,11 +244,13 @@ class Keeper:
         """
         step = step_of(checkpoint)
         self.returns[step] += 1
-        self.book.rewind(step)
+        self.book.rewind(step, head_of(checkpoint))
+        self.stops = len(self._stop_lines())
         count = order.end - self.lineage.samples
-        self.book.decide("skip", {"samples": count}, by=f"monitor: {alert.sentence}")
+        skip = {"first": self.lineage.samples, "samples": count}
+        self.book.decide("skip", skip, by=f"monitor: {alert.sentence}")
         self.log.go_back(step)
-        self._look_back()
+        self._look_back(state_of(checkpoint).get("monitor"))
         sentence = (
             f"{alert.sentence}; the run goes back from step {order.step} to step {step} and skips {count} samples"
         )
@@ -263,8 +310,9 @@ class Keeper:
         _say(f"monitor, step {step}: {alert.sentence}{where}")
 
     def head(self) -> Head:
-        """What a checkpoint of this moment keeps; the ledger is on the disk then."""
+        """What a checkpoint of this moment keeps; ledger and metrics are on the disk then."""
         self.book.sync()
+        self.log.sync()
         return self.book.head
 
     def close(self) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
+PREPARED = "aquila2/prepared"  # in the store: what has gone wrong on the first rank, empty where nothing has
+LOOK_SECONDS = 0.1
 
 
 class OtherRankFailed(RuntimeError):
@@ -66,6 +71,12 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Puts the first rank's values into the tensors of all."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.data, src=0)
+
     def largest(self, value: int) -> int:
         """The largest value of all ranks."""
         return self._reduced(value, dist.ReduceOp.MAX)
@@ -82,22 +93,44 @@ class World:
         return int(number)
 
 
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A 64-bit sum over the bits of tensors that no single change leaves as it was, nor an exchange of two."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = 0
+    for place, tensor in enumerate(tensors):
+        bits = tensor.detach().contiguous().view(integers[tensor.element_size()])
+        total += (2 * place + 1) * int(bits.sum(dtype=torch.int64))
+    return total % (1 << 64)
+
+
 @contextmanager
-def ranks_of(device: str) -> Iterator[tuple[World, str]]:
+def ranks_of(device: str, prepare: Callable[[], None], timeout_minutes: float = 30.0) -> Iterator[tuple[World, str]]:
     """Joins the ranks that torchrun has started, if it has; gives the world and this rank's device.
 
-    A group that is there already is taken as it is and left alone. Gloo connects processors; beside it NCCL connects
-    GPUs, of which each rank of a machine takes its own.
+    The first rank prepares before there is a group, whose members wait for each other no longer than its timeout: to
+    read and tokenise all text may take much longer. A group that is there already is taken as it is and left alone.
+    Gloo connects processors; beside it NCCL connects GPUs, of which each rank of a machine takes its own.
 
     Args:
         device: What the configuration names; "cuda" becomes "cuda:N" for the N-th rank of the machine.
+        prepare: Called on the first rank only.
+        timeout_minutes: How long a rank waits for another in what they do together.
+
+    Raises:
+        OtherRankFailed: On the other ranks, where `prepare` raises; the first one raises what it raised.
     """
     started = dist.is_torchelastic_launched() and not dist.is_initialized()
     if started:
         if not (device == "cpu" or device.startswith("cuda")):
             raise ValueError(f"train.device must be cpu or cuda where torchrun starts several ranks, got {device!r}")
-        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+        patience = timedelta(minutes=timeout_minutes)
+        store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+        _prepare_alone(prepare, store, rank)
+        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     try:
+        if not started:
+            World().tell(prepare)
         if dist.is_initialized() and device == "cuda":
             device = f"cuda:{dist.get_node_local_rank(fallback_rank=0)}"
             torch.cuda.set_device(device)
@@ -105,3 +138,20 @@ def ranks_of(device: str) -> Iterator[tuple[World, str]]:
     finally:
         if started:
             dist.destroy_process_group()
+
+
+def _prepare_alone(prepare: Callable[[], None], store: dist.Store, rank: int) -> None:
+    """Calls `prepare` on the first rank while the others look into the store, for as long as it takes."""
+    if rank == 0:
+        try:
+            prepare()
+        except BaseException as error:
+            store.set(PREPARED, f"{error.__class__.__name__}: {error}")
+            raise
+        store.set(PREPARED, "")
+        return
+    while not store.check([PREPARED]):  # where the first rank dies without a word, torchrun ends this one
+        time.sleep(LOOK_SECONDS)
+    said = store.get(PREPARED).decode()
+    if said:
+        raise OtherRankFailed(said)

@@ -57,6 +57,7 @@ class Audit:
     torn: int = 0
     permutations: int = 0
     digests: int = 0
+    data: bool = False
     faults: list[str] = field(default_factory=list)
 
     def table(self) -> str:
@@ -77,7 +78,10 @@ class Audit:
         if self.torn:
             lines.append(f"a torn tail of {self.torn} bytes follows the last line")
         lines += [f"FAULT: {fault}" for fault in self.faults]
-        lines.append("NOT PROVED" if self.faults else "exactly once: proved")
+        proved = (
+            "exactly once: proved" if self.data else "exactly once: proved from the log; no row was read, --data does"
+        )
+        lines.append("NOT PROVED" if self.faults else proved)
         return "\n".join(lines)
 
 
@@ -103,7 +107,7 @@ def audit(run: Path | str, *, data: bool = False, report: Callable[[str], None] 
         raise FileNotFoundError(f"{folder} has no {NAME}")
     found = scan(folder / NAME)
     lineage = Lineage.of(found.lines)
-    result = Audit(torn=len(found.torn))
+    result = Audit(torn=len(found.torn), data=data)
     if not found.lines:
         result.faults.append("the ledger has no line")
         return result

@@ -34,6 +34,10 @@ class Book:
         ValueError: The checkpoint does not belong to the lineage.
         BlockingIOError: Another process has the ledger open.
         FileNotFoundError: The folder has no ledger.
+
+    Attributes:
+        cut: Bytes of a torn tail that were cut when it was opened.
+        answered: Requests that were entered, by name and hash of the file, and perhaps not removed.
     """
 
     def __init__(self, folder: Path | str, head: Head | None = None, cause: str | None = None) -> None:
@@ -43,6 +47,8 @@ class Book:
         self._file = ChainFile(self.folder / NAME, head.offset if head else 0)
         try:
             self.lineage = Lineage.of(self._file.lines)
+            self.answered = set(self.lineage.requests)
+            self.cut = self._file.cut
             self._file.lines.clear()
             if not self.lineage.genesis:
                 raise BadRecord(f"{self.folder / NAME} has no line; remove it and start the run anew")
@@ -78,6 +84,7 @@ class Book:
         path.parent.mkdir(parents=True, exist_ok=True)
         book = cls.__new__(cls)
         book.folder, book.lineage, book._file = Path(folder), Lineage(), ChainFile(path)
+        book.answered, book.cut = set(), 0
         if book._file.lines:
             book._file.close()
             raise FileExistsError(f"{path} is the ledger of another run")
@@ -115,7 +122,14 @@ class Book:
         return self._append(record)
 
     def decide(
-        self, what: str, value: Any, *, after: int | None = None, by: str = "config", request: str | None = None
+        self,
+        what: str,
+        value: Any,
+        *,
+        after: int | None = None,
+        by: str = "config",
+        request: str | None = None,
+        content: str | None = None,
     ) -> Line:
         """Enters a decision, on the disk before it returns.
 
@@ -125,6 +139,7 @@ class Book:
             after: The completed step after which it takes effect; the present one unless told.
             by: Who took it.
             request: The name of the request it answers.
+            content: The hash of that request's file.
 
         Raises:
             BadRecord: It cannot be, now or together with those that are entered for later.
@@ -138,6 +153,8 @@ class Book:
         }
         if request is not None:
             record["request"] = request
+        if content is not None:
+            record["content"] = content
         self.lineage.rehearse(record)
         return self._append(record, sync=True)
 
@@ -159,10 +176,17 @@ class Book:
         """Writes how the ranks share a step from now on."""
         return self._append({"kind": "ranks", "shares": list(shares)})
 
-    def rewind(self, step: int) -> Line:
-        """Goes back to a step; decisions entered since then fall."""
-        onto = self.lineage.chain_of(step)
-        return self._append({"kind": "resume", "step": step, "onto": onto, "cause": "rewind"}, sync=True)
+    def rewind(self, step: int, head: Head | None = None) -> Line:
+        """Goes back to a step; what the monitor or a policy has decided since then falls, what people decided stays.
+
+        Args:
+            step: The step.
+            head: What the checkpoint of that step knows of the ledger; decisions that it has seen stay all.
+        """
+        record = {"kind": "resume", "step": step, "onto": self.lineage.chain_of(step), "cause": "rewind"}
+        if head is not None:
+            record["head"] = head.chain
+        return self._append(record, sync=True)
 
     def sync(self) -> None:
         """Forces all lines to the disk."""

@@ -17,6 +17,7 @@ from aquila2.atomic import fsync_path
 ROOT = hashlib.sha256(b"aquila2-ledger-1").hexdigest()
 MEMBER = b',"chain":"'
 SUFFIX = len(MEMBER) + 64 + 2  # the member, the hash, '"}'
+UNSYNCED = re.compile(rb'\{"kind":"(step|ranks)",')  # lines that are written without waiting for the disk
 SEALED = re.compile(MEMBER + rb'[0-9a-f]{64}"}.', re.DOTALL)  # the end of a line with something behind it
 
 
@@ -61,7 +62,8 @@ def scan(path: Path, synced: int = 0) -> Scan:
     Args:
         path: The file.
         synced: An offset up to which the file is known to have been whole on the disk. What is wrong beyond it can be a
-            crash's work whatever it looks like; what is wrong before it cannot.
+            crash's work, unless a line follows for which the writer waited for the disk, and with it for all before;
+            what is wrong before it cannot.
 
     Raises:
         Tampered: A line is not what was written there, or lines that must be there are not.
@@ -85,6 +87,11 @@ def scan(path: Path, synced: int = 0) -> Scan:
         raise Tampered(
             f"{path}: line {len(lines) + 1}, at byte {start}, is not as it was written: a checkpoint knows the ledger "
             f"to be whole up to byte {synced}"
+        )
+    if synced and _was_on_the_disk(torn):
+        raise Tampered(
+            f"{path}: line {len(lines) + 1}, at byte {start}, is not as it was written, and it or a line behind it is "
+            "a decision or a resumption that was on the disk; restore the file, or cut it at that byte to give them up"
         )
     if not synced and (SEALED.search(torn) or any(_looks_written(line) for line in torn.split(b"\n")[:-1])):
         raise Tampered(f"{path}: line {len(lines) + 1}, at byte {start}, is not what its chain value was made for")
@@ -170,6 +177,15 @@ def _parse(body: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
+
+
+def _was_on_the_disk(torn: bytes) -> bool:
+    """Whether lines that are no torn tail were there in whole: a page that was lost leaves zeros."""
+    lines = torn.split(b"\n")[:-1]
+    sealed = [i for i, line in enumerate(lines) if SEALED.search(line + b"\n")]
+    if not sealed or b"\0" in torn:
+        return False
+    return any(not UNSYNCED.match(line) for line in lines[: sealed[-1] + 1])
 
 
 def _looks_written(line: bytes) -> bool:

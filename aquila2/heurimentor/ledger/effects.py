@@ -24,8 +24,7 @@ class _Open(Effect):
         for key in ("domain", "id", "folder"):
             if not isinstance(value[key], str):
                 raise ValueError(f"{key} must be text, got {value[key]!r}")
-        if int(value["rows"]) < 1:
-            raise ValueError(f"rows must be at least 1, got {value['rows']}")
+        _whole("rows", value["rows"], 1)
 
     def apply(self, schedule: Schedule, sample: int, value: Any) -> int:
         if any(segment.id == value["id"] for segment in schedule.segments):
@@ -36,7 +35,7 @@ class _Open(Effect):
 
 class _Close(Effect):
     def check(self, value: Any) -> None:
-        int(value["segment"])
+        _whole("segment", value["segment"], 0)
 
     def apply(self, schedule: Schedule, sample: int, value: Any) -> int:
         schedule.close(sample, int(value["segment"]))
@@ -54,18 +53,24 @@ class _Mixture(Effect):
 
 
 class _Skip(Effect):
+    """Samples from the present one on; with `first`, these samples and no others, wherever the steps then stand."""
+
     def check(self, value: Any) -> None:
-        if int(value["samples"]) < 1:
-            raise ValueError(f"samples must be at least 1, got {value['samples']}")
+        _whole("samples", value["samples"], 1)
+        if "first" in value:
+            _whole("first", value["first"], 0)
 
     def apply(self, schedule: Schedule, sample: int, value: Any) -> int:
-        schedule.skip(sample, int(value["samples"]))
-        return sample + int(value["samples"])
+        left = value.get("first", sample) + value["samples"] - sample
+        if left > 0:
+            schedule.skip(sample, left)
+        return sample + max(left, 0)
 
 
 class _Quarantine(Effect):
     def check(self, value: Any) -> None:
-        if int(value["segment"]) < 0 or not all(type(number) is int for number in value["documents"]):
+        _whole("segment", value["segment"], 0)
+        if not all(type(number) is int for number in value["documents"]):
             raise ValueError(f"documents must be numbers of documents, got {value['documents']!r}")
 
     def apply(self, schedule: Schedule, sample: int, value: Any) -> int:
@@ -91,6 +96,22 @@ class _Stage(Effect):
             raise ValueError(f"a stage must be a name, got {value!r}")
 
 
+class _Stop(Effect):
+    def check(self, value: Any) -> None:
+        if value is not True and not isinstance(value, str):
+            raise ValueError(f"a stop must give its reason, or true, got {value!r}")
+
+
+class _Ranks(Effect):
+    def check(self, value: Any) -> None:
+        raise ValueError("the number of ranks is what torchrun starts, and cannot be decided on while they are at work")
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be at least {least}, and a whole number, got {value!r}")
+
+
 EFFECTS: dict[str, Effect] = {
     "open": _Open(),
     "close": _Close(),
@@ -100,6 +121,6 @@ EFFECTS: dict[str, Effect] = {
     "rate": _Rate(),
     "stage": _Stage(),
     "batch": _Batch(),
-    "ranks": Effect(),
-    "stop": Effect(),
+    "ranks": _Ranks(),
+    "stop": _Stop(),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from aquila2.heurimentor.ledger.effects import EFFECTS
 
 FORMAT = 1
 CAUSES = ("crash", "resize", "rewind", "stop")
+OWN = ("monitor", "policy")  # in whose names, or "NAME: why", a run decides by itself
 
 
 class BadRecord(ValueError):
@@ -68,7 +70,7 @@ class Lineage:
         pending: Decisions for later steps.
         schedule: The order that the applied decisions have made.
         ranks: The shares of the ranks.
-        requests: Names of requests that decisions have answered, undone ones too.
+        requests: Names of requests that decisions have answered, undone ones too, and the hashes of their files.
     """
 
     genesis: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class Lineage:
     pending: list[Line] = field(default_factory=list)
     schedule: Schedule = field(default_factory=lambda: Schedule(0))
     ranks: list[int] = field(default_factory=lambda: [1])
-    requests: set[str] = field(default_factory=set)
+    requests: set[tuple[str, str]] = field(default_factory=set)
     _chains: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -146,6 +148,12 @@ class Lineage:
         index = bisect_right(self.steps, sample, key=lambda step: step.first) - 1
         return self.steps[index] if index >= 0 and sample < self.steps[index].end else None
 
+    @property
+    def room(self) -> int | None:
+        """Samples before the next one of which it was decided that it is skipped; None where there is none."""
+        firsts = [first for line in self.pending if (first := _first_skipped(line)) is not None]
+        return max(min(firsts) - self.samples, 0) if firsts else None
+
     def drawn(self, first: int, count: int) -> list[list[int]]:
         """[segment, from, to] for every segment that the samples [first, first + count) draw from."""
         before, after = self.schedule.counts(first), self.schedule.counts(first + count)
@@ -167,10 +175,11 @@ class Lineage:
         record: Mapping[str, Any] = {"what": "pending"}
         try:
             for place, record in enumerate(records):
+                json.dumps(dict(record), ensure_ascii=False).encode()  # half a surrogate pair is no text
                 trial._decision(Line(sys.maxsize - len(records) + place, 0, "", dict(record)))
             for line in sorted(trial.pending, key=lambda entry: (entry.record["after"], entry.number)):
                 trial._apply(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever is wrong with it, it is wrong before it is written
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise BadRecord(f"the decision {record['what']!r} cannot be taken: {reason}") from None
 
@@ -184,18 +193,22 @@ class Lineage:
         self.genesis = {**record, "chain": line.chain}
 
     def _decision(self, line: Line) -> None:
-        after = int(line.record["after"])
+        after = line.record["after"]
+        if type(after) is not int:
+            raise ValueError(f"after must be the number of a completed step, got {after!r}")
         if after < self.step:
             raise ValueError(f"it takes effect after step {after}, and step {self.step} is done")
         if line.record["what"] not in EFFECTS:
             raise ValueError(f"what must be one of {', '.join(EFFECTS)}, got {line.record['what']!r}")
+        EFFECTS[line.record["what"]].check(line.record["value"])
         if after == self.step:
-            self._apply(line)
+            self._take([line])
+        elif _first_skipped(line) is not None:
+            raise ValueError("a skip that names its first sample waits for that one, and takes no later step")
         else:
-            EFFECTS[line.record["what"]].check(line.record["value"])
             self.pending.append(line)
         if "request" in line.record:
-            self.requests.add(str(line.record["request"]))
+            self.requests.add((str(line.record["request"]), str(line.record.get("content", ""))))
 
     def _step(self, line: Line) -> None:
         record = line.record
@@ -206,6 +219,8 @@ class Lineage:
             )
         if step.samples < 1:
             raise ValueError(f"count must be at least 1, got {step.samples}")
+        if self.room is not None and step.samples > self.room:
+            raise ValueError(f"step {step.number} has {step.samples} samples, and the one after {self.room} is skipped")
         self._extend(step)
 
     def _extend(self, step: Step) -> None:
@@ -213,14 +228,31 @@ class Lineage:
         self.samples = step.end
         due = [line for line in self.pending if line.record["after"] == self.step]
         self.pending = [line for line in self.pending if line.record["after"] != self.step]
-        for line in due:
-            self._apply(line)
+        self._skip_reached()
+        self._take(due)
 
     def _ranks(self, line: Line) -> None:
         shares = [int(share) for share in line.record["shares"]]
         if not shares or min(shares) < 0 or not any(shares):
             raise ValueError(f"shares must be numbers of samples per rank, got {shares}")
         self.ranks = shares
+
+    def _take(self, due: Iterable[Line]) -> None:
+        """Applies decisions in their order; a skip whose samples are still to come waits for them."""
+        for line in due:
+            first = _first_skipped(line)
+            if first is not None and first > self.samples:
+                self.pending.append(line)
+            else:
+                self._apply(line)
+                self._skip_reached()
+
+    def _skip_reached(self) -> None:
+        """Applies the skips that have waited for the present sample, at once: whatever is decided later comes later."""
+        while self.room == 0:
+            line = min((line for line in self.pending if _first_skipped(line) is not None), key=_skip_order)
+            self.pending.remove(line)
+            self._apply(line)
 
     def _apply(self, line: Line) -> None:
         effect = EFFECTS[line.record["what"]]
@@ -241,21 +273,34 @@ class Lineage:
         if step == self.step:
             return
         at = self.steps[step - 1].line if step else self.steps[0].line
+        if "head" in record:
+            at = self._chains[record["head"]] + 1
         decisions = [entry for entry, _ in self.applied] + self.pending
         if cause == "rewind":
-            # What was decided since falls with the undone steps; before the first step the recipe was decided.
-            decisions = [entry for entry in decisions if entry.number < at]
+            # What the run itself decided since falls with the steps that it was about; what people decided stays.
+            decisions = [entry for entry in decisions if entry.number < at or not _is_own(entry)]
         kept, cut = self.steps[:step], self.steps[step:]
         self.undone += cut
         self._rebuild(kept, sorted(decisions, key=lambda entry: entry.number))
 
     def _rebuild(self, steps: list[Step], decisions: list[Line]) -> None:
         self.schedule = Schedule(self.schedule.seed)
-        self.steps, self.samples, self.applied, self.pending = [], 0, [], []
-        for line in decisions:
-            if line.record["after"] == 0:
-                self._apply(line)
-            else:
-                self.pending.append(line)
+        self.steps, self.samples, self.applied = [], 0, []
+        self.pending = [line for line in decisions if line.record["after"]]
+        self._take([line for line in decisions if not line.record["after"]])
         for step in steps:
             self._extend(step)
+
+
+def _is_own(line: Line) -> bool:
+    """Whether the run took the decision; nobody who asked for it, whatever name he goes by."""
+    return "request" not in line.record and str(line.record["by"]).partition(":")[0] in OWN
+
+
+def _first_skipped(line: Line) -> int | None:
+    """The sample at which a decision skips, where it names one."""
+    return line.record["value"].get("first") if line.record["what"] == "skip" else None
+
+
+def _skip_order(line: Line) -> tuple[int, int]:
+    return int(line.record["value"]["first"]), line.number

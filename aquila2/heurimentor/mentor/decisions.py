@@ -24,7 +24,10 @@ class Decision(NamedTuple):
         elif self.what == "rate":
             said = f"the peak learning rate is {self.value:g}"
         elif self.what == "skip":
-            said = f"{self.value['samples']} samples are skipped"
+            first = f" from {self.value['first']} on" if "first" in self.value else ""
+            said = f"{self.value['samples']} samples{first} are skipped"
+        elif self.what == "stop":
+            said = "the run saves and ends" + (f" ({self.value})" if isinstance(self.value, str) else "")
         elif self.what == "batch":
             said = f"a step has {self.value} samples"
         elif self.what == "open":
@@ -48,7 +51,7 @@ def config_decisions(options: Options) -> list[Decision]:
 
 
 def parse_decisions(assignments: Sequence[str], after: int | None = None) -> list[Decision]:
-    """Decisions from `key=value` texts: mixture=code:2,english:1 lr=3e-4 batch=16 stage=knowledge skip=512.
+    """Decisions from `key=value` texts: mixture=code:2,english:1 lr=3e-4 batch=16 stage=knowledge skip=512 stop=REASON.
 
     Raises:
         ValueError: An unknown key, or a value that cannot be.
@@ -62,7 +65,7 @@ def parse_decisions(assignments: Sequence[str], after: int | None = None) -> lis
         value: Any = text
         if key == "mixture":
             value = _weights(text)
-        elif key != "stage":
+        elif key not in ("stage", "stop"):
             value = _number(key, text)
         decisions.append(Decision(*KEYS[key](value), after))
     return decisions
@@ -107,4 +110,5 @@ KEYS: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "batch": lambda value: ("batch", _whole("batch", value)),
     "stage": _stage,
     "skip": lambda value: ("skip", {"samples": _whole("skip", value)}),
+    "stop": lambda value: ("stop", str(value)),
 }

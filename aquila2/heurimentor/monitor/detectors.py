@@ -15,7 +15,7 @@ WINDOW, FEWEST = 64, 16
 SIGMAS = 6.0
 PATIENCE = 4
 SCALE = 1.4826  # makes the median deviation of a normal distribution its standard deviation
-SMALLEST_SPREAD = 1e-3  # of the middle: a flat curve has none
+SMALLEST_SPREAD = 1e-3  # of the median: a flat curve has none
 
 
 def middle_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -45,7 +45,7 @@ def not_finite(name: str, value: float) -> str | None:
 def spike(name: str, history: Sequence[float], window: int = WINDOW, sigmas: float = SIGMAS) -> str | None:
     """The newest value stands more than `sigmas` standard deviations above the values just before it.
 
-    Their middle is that of the last few, their noise that of `window` of them: a curve that falls fast is no noise.
+    Their median is that of the last few, their noise that of `window` of them: a curve that falls fast is no noise.
     """
     before, newest = history[-window - 1 : -1], history[-1]
     if len(before) < FEWEST or not math.isfinite(newest):
@@ -58,13 +58,13 @@ def spike(name: str, history: Sequence[float], window: int = WINDOW, sigmas: flo
 
 
 def divergence(history: Sequence[float], window: int = WINDOW, sigmas: float = SIGMAS / 2) -> str | None:
-    """The middle of the last `window` losses stands above the lowest middle of any window before, well beyond noise."""
+    """The median of the last `window` losses stands above the lowest of any window in `history`, well beyond noise."""
     if len(history) < 3 * window:
         return None
     now, spread = middle_and_spread(history[-window:])
     starts = range(0, len(history) - 2 * window + 1, window)
     lowest, calm = min(middle_and_spread(history[start : start + window]) for start in starts)
-    # The middle of a window is surer than its values by about the root of their number.
+    # The median of a window is surer than its values by about the root of their number.
     if not math.isfinite(now) or now - lowest <= max(sigmas * max(spread, calm) / math.sqrt(window) * 2, 0.02 * lowest):
         return None
     return f"the loss rises: {now:.4g} in the last {window} steps, {lowest:.4g} at its lowest"
@@ -83,7 +83,7 @@ def plateau(heldout: Sequence[float], patience: int = PATIENCE, gain: float = 0.
 def stuck_domains(
     heldout: Mapping[str, Sequence[float]], patience: int = PATIENCE, share: float = 0.1, least: float = 0.01
 ) -> dict[str, str]:
-    """Domains that gain less than `share` of what the others' middle gains over `patience` measurements.
+    """Domains that gain less than `share` of the others' median gain over `patience` measurements.
 
     Where the others gain less than `least` of their loss, it is a plateau of all, and nobody is stuck.
     """
@@ -114,7 +114,7 @@ def overfit(
 
 
 def straggler(busy: Sequence[Sequence[float]], rows: Sequence[int], factor: float = 1.5) -> tuple[int, str] | None:
-    """The rank whose seconds per row, in the middle of several steps, are `factor` times those of the other ranks.
+    """The rank whose seconds per row, by the median of several steps, are `factor` times those of the other ranks.
 
     Args:
         busy: Per step, the seconds of every rank's own passes.

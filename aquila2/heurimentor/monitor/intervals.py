@@ -1,4 +1,4 @@
-"""How sure a mean over held-out rows is: Student's 95 % interval of a ratio of sums."""
+"""How sure a mean over held-out text is: Student's 95 % interval of a ratio of sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FEW = {1: 12.7062, 2: 4.3027}
 
 
 class Estimate(NamedTuple):
-    """A mean, and half the width of its 95 % confidence interval (infinite where one row was all there was)."""
+    """A mean, and half the width of its 95 % confidence interval (infinite where one record was all there was)."""
 
     mean: float
     half: float
@@ -39,21 +39,21 @@ def quantile(freedom: int) -> float:
 
 
 def ratio(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
-    """The mean per target over rows that are drawn, each with its sum of losses and its targets.
+    """The mean per target over records that are drawn, each with its sum of losses and its targets.
 
-    mean = sum(s) / sum(n); its variance R / (R - 1) sum((s - mean n)^2) / sum(n)^2 takes rows as they come: what is
-    alike within a row makes no interval narrower.
+    mean = sum(s) / sum(n); its variance R / (R - 1) sum((s - mean n)^2) / sum(n)^2 takes records as they come: what is
+    alike within one makes no interval narrower.
 
     Args:
-        sums: The loss of every row, summed over its targets.
-        counts: The targets of every row; rows without any are left out.
+        sums: The loss of every record, summed over its targets.
+        counts: The targets of every record; those without any are left out.
     """
-    rows = [(total, count) for total, count in zip(sums, counts, strict=True) if count]
-    targets = sum(count for _, count in rows)
+    records = [(total, count) for total, count in zip(sums, counts, strict=True) if count]
+    targets = sum(count for _, count in records)
     if not targets:
         return Estimate(math.nan, math.nan)
-    mean = math.fsum(total for total, _ in rows) / targets
-    if len(rows) < 2 or not math.isfinite(mean):
+    mean = math.fsum(total for total, _ in records) / targets
+    if len(records) < 2 or not math.isfinite(mean):
         return Estimate(mean, math.inf if math.isfinite(mean) else math.nan)
-    spread = math.fsum((total - mean * count) ** 2 for total, count in rows) * len(rows) / (len(rows) - 1)
-    return Estimate(mean, quantile(len(rows) - 1) * math.sqrt(spread) / targets)
+    spread = math.fsum((total - mean * count) ** 2 for total, count in records) * len(records) / (len(records) - 1)
+    return Estimate(mean, quantile(len(records) - 1) * math.sqrt(spread) / targets)

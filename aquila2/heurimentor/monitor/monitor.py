@@ -27,9 +27,12 @@ class Monitor:
     Args:
         options: Windows, thresholds, what to do.
         records: Of earlier steps, as `read_metrics` gives them, where a run is continued.
+        state: What `state` gave after the last of these steps.
     """
 
-    def __init__(self, options: MonitorOptions, records: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, options: MonitorOptions, records: Iterable[Mapping[str, Any]] = (), state: Mapping[str, Any] | None = None
+    ) -> None:
         self.options = options
         self.losses: deque[float] = deque(maxlen=KEPT_WINDOWS * options.window)
         self.norms: deque[float] = deque(maxlen=options.window + 1)
@@ -38,14 +41,19 @@ class Monitor:
         self.busy: deque[Sequence[float]] = deque(maxlen=options.window)
         self.rows: list[int] = []
         self.heldout: dict[str, list[float]] = {}
-        self.stage: tuple[str, dict[str, float]] = ("", {})
+        state = state or {}
+        self.stage: tuple[str, dict[str, float]] = (str(state.get("stage", "")), dict(state.get("stage_began", {})))
         self.steps = 0
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str]] = {(str(kind), str(subject)) for kind, subject in state.get("told", ())}
         for record in records:
             if record["kind"] == "train":
                 self._keep(record)
             elif record["kind"] == "heldout":
                 self._keep_heldout({key: value for key, value in record.items() if key not in ("kind", "step")})
+
+    def state(self) -> dict[str, Any]:
+        """What the records do not say, as JSON values: the stage, what it began with, and what was told and stands."""
+        return {"stage": self.stage[0], "stage_began": self.stage[1], "told": sorted(self._told)}
 
     def judge(self, loss: float, norm: float) -> Alert | None:
         """What speaks against applying a step: a value that is not finite, or a jump of one."""
@@ -68,7 +76,9 @@ class Monitor:
             self.rows = list(rows)
             self.busy.clear()
         self.busy.append(list(busy))
-        window, kinds = self.options.window, {"data_stall", "straggler"}
+        window, kinds = self.options.window, {"data_stall"}
+        if len(self.busy) >= detectors.FEWEST:
+            kinds.add("straggler")  # before that nobody can be said not to be one any more
         found = []
         if self.steps % window == 0:
             kinds.add("divergence")
@@ -115,5 +125,7 @@ class Monitor:
         self.seconds.append(record.get("seconds", 0.0))
 
     def _keep_heldout(self, losses: Mapping[str, float]) -> None:
+        if set(losses) - set(self.heldout):
+            self.heldout.pop("all", None)  # a mean over other domains is another curve
         for domain, loss in losses.items():
             self.heldout.setdefault(domain, []).append(loss)

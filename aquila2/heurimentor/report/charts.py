@@ -204,7 +204,7 @@ class _Axes:
         for value in self.y_ticks:
             y = self.y(value)
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            text = f"{value:.0%}" if self.percent else number(value)
+            text = f"{number(_short(100 * value))} %" if self.percent else number(value)
             parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
         step = max(round_step(self.x_end), 1.0)
         for i in range(int(self.x_end / step + 1e-6) + 1):
@@ -248,7 +248,7 @@ def number(value: float) -> str:
         if size >= limit:
             unit = 1e3 if letter == "k" else limit
             return f"{value / unit:.4g}{letter}"
-    return f"{value:.4g}" if size >= 1e-3 or not size else f"{value:.0e}"
+    return f"{value:.4g}" if size >= 1e-3 or not size else f"{value:.3g}"
 
 
 def _log_range(low: float, high: float) -> tuple[float, float, list[float]]:

@@ -22,7 +22,7 @@ from aquila2.training.lock import is_held
 from aquila2.training.metrics import read_metrics
 from aquila2.training.options import Options, load_options
 
-RECENT = 64  # steps that present speed is the middle of
+RECENT = 64  # steps that present speed is the median of
 EPOCH_POINTS = 100
 _OTHERS = ("kind", "step", "tokens", "layers")
 
@@ -108,7 +108,7 @@ class RunView:
         return self.lineage.samples if self.lineage else 0
 
     def recent(self, key: str) -> float:
-        """The middle of a value over the last steps; NaN where there is none."""
+        """The median of a value over the last steps; NaN where there is none."""
         values = [value for _, value in self.curve(key)[-RECENT:] if math.isfinite(value)]
         return statistics.median(values) if values else math.nan
 

@@ -16,7 +16,7 @@ system.addEventListener("change", dress);
 dress();
 
 function shown(value, percent) {
-  if (percent) return (100 * value).toFixed(1) + " %";
+  if (percent) return (Math.abs(value) < 0.01 ? Number((100 * value).toPrecision(3)) : (100 * value).toFixed(1)) + " %";
   const size = Math.abs(value);
   if (size >= 1e5 || (size < 1e-3 && size > 0)) return value.toExponential(3);
   return Number(value.toPrecision(5)).toLocaleString("en-US", { maximumFractionDigits: 6 });

@@ -139,7 +139,7 @@ def charts_of(view: RunView) -> list[Chart]:
             "its report's GPU hours (A100) for a model of this size, as many GPUs as ranks",
             from_zero=True, percent=True,
         ),
-        one("skew", "Rank skew", "slowest rank over the middle one", {"skew": "skew"}),
+        one("skew", "Rank skew", "slowest rank over the median", {"skew": "skew"}),
         one("memory", "Memory", "bytes, largest so far", {"memory": "first rank"}, from_zero=True),
         Chart(
             "scores", "Largest attention score", "q.k / sqrt(D), before the softmax", view.series("attention"),
@@ -172,7 +172,7 @@ def _tiles(view: RunView) -> str:
         (f"{view.step:,}", "steps"),
         (f"{share:.1%}", f"{view.samples:,} of {total:,} samples"),
         (number(view.samples * row_tokens), "tokens drawn"),
-        (number(view.recent("loss")), "training loss, middle of the last 64 steps"),
+        (number(view.recent("loss")), "training loss, median of the last 64 steps"),
     ]
     heldout = view.heldout().get("all")
     if heldout:

@@ -19,6 +19,7 @@ from aquila2.heurimentor.verified import (
     numbered_folders,
     read_manifest,
     set_aside,
+    verified_file,
     verified_folder,
     verify,
 )
@@ -129,7 +130,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.M
     targets: dict[str, Callable[[], None]] = {
         "write": lambda: monkeypatch.setattr(Path, "write_bytes", refuse),
         "fsync": lambda: monkeypatch.setattr(os, "fsync", refuse),
-        "rename": lambda: monkeypatch.setattr(verified, "remove_folder", refuse),
+        "rename": lambda: monkeypatch.setattr(verified, "_exchange", refuse),
     }
     targets[fails]()
     with pytest.raises(OSError, match="No space left"):
@@ -137,6 +138,43 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     assert verify(folder) == {} and (folder / "model.bin").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_folder_that_is_replaced_is_there_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    if not verified._exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system cannot exchange two names")
+    folder = write(tmp_path / "latest", b"old")
+
+    def away(*arguments: object) -> None:
+        raise AssertionError("for a moment there is no folder of that name")
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "rename", away)
+        context.setattr(verified, "remove_folder", away)
+        write(folder, b"new")
+    assert verify(folder) == {} and (folder / "model.bin").read_bytes() == b"new"
+    assert not folder.with_name("latest.tmp").exists()
+    # Where it cannot, it does without.
+    monkeypatch.setattr(verified, "_exchange", lambda first, second: False)
+    assert (write(folder, b"newer") / "model.bin").read_bytes() == b"newer"
+
+
+def test_one_file_is_compared_before_it_is_used(tmp_path: Path) -> None:
+    folder = write(tmp_path / "step-1", b"weights")
+    assert verified_file(folder, "model.bin") == b"weights"
+    (folder / "model.bin").write_bytes(b"Weights")
+    for name, reason in (("model.bin", "is not as it was written"), ("others", "is missing")):
+        with pytest.raises(NotVerified, match=f"{name} {reason}"):
+            verified_file(folder, name)
+
+
+def test_the_folders_above_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(verified, "fsync_path", synced.append)
+    write(tmp_path / "run" / "checkpoints" / "step-1")
+    assert {tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints"} <= set(synced)
 
 
 WRITER = """

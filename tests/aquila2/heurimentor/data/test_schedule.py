@@ -111,18 +111,18 @@ def test_a_domain_repeats_nothing_while_something_of_its_round_is_left(sizes: li
     for number, size in enumerate(sizes[1:], start=1):
         sample += gaps.draw(st.integers(0, 30))
         schedule.open(sample, "en", str(number), "", size)
+
     # The round that runs ends for all segments in one draw, within the rows that there are; then come whole rounds.
-    ends = [
-        place
-        for place in range(sample, sample + sum(sizes) + 1)
-        if all(count and count % size == 0 for count, size in zip(schedule.counts(place), sizes, strict=True))
-    ]
-    end = schedule.counts(ends[0])
-    assert end[-1] == sizes[-1] or len(sizes) == 1
-    for later in (1, 2):
-        assert schedule.counts(ends[0] + later * sum(sizes)) == [
-            count + later * size for count, size in zip(end, sizes, strict=True)
-        ]
+    def ends_a_round(place: int) -> bool:
+        counts = schedule.counts(place)
+        return all(count and count % size == 0 for count, size in zip(counts, sizes, strict=True)) and all(
+            schedule.counts(place + later * sum(sizes))
+            == [count + later * size for count, size in zip(counts, sizes, strict=True)]
+            for later in (1, 2)
+        )
+
+    ends = [place for place in range(sample, sample + sum(sizes) + 1) if ends_a_round(place)]
+    assert ends and (schedule.counts(ends[0])[-1] == sizes[-1] or len(sizes) == 1)
 
 
 def test_new_data_joins_the_running_round() -> None:

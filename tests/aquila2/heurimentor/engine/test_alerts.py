@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aquila2.heurimentor.ledger.audit import audit
+from aquila2.heurimentor.ledger.control import request
 from aquila2.heurimentor.ledger.locate import RunData
 from aquila2.training import trainer
 from aquila2.training.metrics import read_metrics
@@ -77,6 +78,24 @@ def test_a_skipped_step_is_a_decision_and_stays_one(
         checkpoint.rename(checkpoint.with_suffix(".away"))
     trainer.train(options_for(texts, run, monitor={"not_finite": "skip"}, run={"save_every": 4}))
     assert losses_of(run) == expected and not audit(run, data=True).faults
+
+
+def test_a_poisoned_sample_stays_skipped_where_its_step_has_become_another(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    sections: dict[str, Any] = {"monitor": {"not_finite": "skip"}, "run": {"save_every": 4}}
+    poison_sample(monkeypatch, {22: math.nan})
+    trainer.train(options_for(texts, run, **sections))
+    for checkpoint in sorted((run / "checkpoints").glob("step-*"))[1:]:
+        checkpoint.rename(checkpoint.with_suffix(".away"))
+    request(run, "batch", 3)  # from step 4 on, which ends before sample 16
+    trainer.train(options_for(texts, run, **sections))
+    assert not [record for record in read_metrics(run) if record["kind"] == "alert"]  # the poison was not met again
+    lineage = lineage_of(run)
+    assert [(step.first, step.samples) for step in lineage.steps[4:8]] == [(16, 3), (19, 1), (24, 3), (27, 3)]
+    result = audit(run, data=True)
+    assert not result.faults and result.samples == 48 and sum(use.skipped for use in result.segments) == 4
 
 
 def test_a_run_of_broken_steps_stops(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

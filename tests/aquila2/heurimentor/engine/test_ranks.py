@@ -10,6 +10,7 @@ import torch
 
 from aquila2.heurimentor.ledger.audit import audit
 from aquila2.training import trainer
+from aquila2.training.metrics import read_metrics
 from aquila2.training.options import dump_options
 from tests.aquila2.heurimentor.runs import (
     lineage_of,
@@ -52,7 +53,7 @@ def work(rank, shares, out):
     torch.save([parameter.grad for parameter in model.parameters()], f"{out}-{rank}.pt")
 
 out = sys.argv[1]
-for shares in ([1], [3, 1], [2, 0, 1]):
+for shares in ([1], [3, 1], [2, 0, 1], [2, 1, 3, 2]):
     name = f"{out}/{len(shares)}"
     assert fork_ranks(len(shares), lambda rank: work(rank, shares, name)) == [0] * len(shares)
 """
@@ -61,7 +62,7 @@ for shares in ([1], [3, 1], [2, 0, 1]):
 def test_gradients_equal_the_single_process(tmp_path: Path) -> None:
     run_python("-c", GRADIENTS, tmp_path)
     (alone,) = [torch.load(tmp_path / "1-0.pt")]
-    for size in (2, 3):
+    for size in (2, 3, 4):
         ranks = [torch.load(tmp_path / f"{size}-{rank}.pt") for rank in range(size)]
         for index, expected in enumerate(alone):
             assert all(torch.equal(rank[index], ranks[0][index]) for rank in ranks)
@@ -69,7 +70,7 @@ def test_gradients_equal_the_single_process(tmp_path: Path) -> None:
 
 
 UNEQUAL = """
-import sys, time
+import sys
 from pathlib import Path
 from aquila2.training import trainer
 from aquila2.training.options import load_options
@@ -77,17 +78,23 @@ from tests.aquila2.heurimentor.engine.fork_ranks import fork_ranks
 
 options = load_options(Path(sys.argv[1]))
 update = trainer.Loop._update
+now = [0.0]  # seconds of a rank, which pass by the rows that it works on and by nothing else
 
-def slow(self, order, places, part, waited):
+def timed(self, order, places, part, waited):
     whole = self.loss
-    pause = 0.005 * (1 + 2 * self.world.rank)
-    self.loss = lambda ids, *rest, **more: time.sleep(pause * len(ids)) or whole(ids, *rest, **more)
+
+    def loss(ids, *rest, **more):
+        now[0] += 0.005 * (1 + 2 * self.world.rank) * len(ids)
+        return whole(ids, *rest, **more)
+
+    self.loss = loss
     try:
         return update(self, order, places, part, waited)
     finally:
         self.loss = whole
 
-trainer.Loop._update = slow
+trainer.Loop.clock = staticmethod(lambda: now[0])
+trainer.Loop._update = timed
 assert fork_ranks(2, lambda rank: trainer.train(options)) == [0, 0]
 """
 
@@ -100,8 +107,9 @@ def test_shares_follow_speed_and_change_no_gradient(tmp_path: Path) -> None:
     run_python("-c", UNEQUAL, tmp_path / "config.yaml")
     trainer.train(options_for(tmp_path / "texts", equal, **sections))
     assert not audit(run, data=True).faults
-    slow_rank = [shares[1] / sum(shares) for shares in ranks_of(run)]
-    assert slow_rank[0] == 0.5 and 0.2 <= slow_rank[-1] <= 0.4  # a quarter is best
+    assert ranks_of(run) == [[1, 1], [6, 2]]  # the second takes three times as long for a row: a quarter is best
+    seconds = [record["seconds"] for record in read_metrics(run) if record["kind"] == "train"]
+    assert [round(value, 6) for value in seconds] == [0.02] * 8 + [0.03] * 10
     assert rows_of(run) == rows_of(equal)
     for (_, loss, _), (_, other, _) in zip(losses_of(equal), losses_of(run), strict=True):
         assert other == pytest.approx(loss, rel=2e-3)
@@ -116,3 +124,92 @@ def test_torchrun_starts_ranks_and_the_first_speaks_for_all(tmp_path: Path) -> N
     assert done.stdout.count("held-out loss") == 1
     assert not audit(tmp_path / "run", data=True).faults
     assert lineage_of(tmp_path / "run").ranks == [1, 1]
+
+
+PREPARED = """
+import os, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from aquila2.heurimentor.engine.world import OtherRankFailed
+from aquila2.training import trainer
+from aquila2.training.options import load_options
+
+options = load_options(Path(sys.argv[1]))
+rank, timeouts = int(os.environ["RANK"]), []
+prepare, join = trainer.prepare, dist.init_process_group
+
+def preparing(*arguments):
+    assert rank == 0 and not dist.is_initialized()  # nobody waits for it in a group
+    if len(sys.argv) > 2:
+        raise ValueError("no text")
+    return prepare(*arguments)
+
+def joining(*arguments, timeout, **more):
+    assert (Path(options.run.folder) / "data" / "prepared.json").is_file()
+    timeouts.append(timeout.total_seconds())
+    return join(*arguments, timeout=timeout, **more)
+
+trainer.prepare, dist.init_process_group = preparing, joining
+try:
+    assert trainer.train(options).progress.step == 12
+    assert timeouts == [600.0] and not dist.is_initialized()
+except (OtherRankFailed, ValueError) as error:
+    assert "no text" in str(error) and not timeouts and len(sys.argv) > 2
+    print(f"rank {rank}: {type(error).__name__}", flush=True)
+"""
+
+
+def test_the_first_rank_prepares_before_there_is_a_group(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts")
+    options = options_for(
+        tmp_path / "texts", tmp_path / "run", run={"timeout_minutes": 10, "tensorboard": False, "progress": False}
+    )
+    (tmp_path / "config.yaml").write_text(dump_options(options))
+    (tmp_path / "script.py").write_text(PREPARED)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py"]
+    done = run_python(*torchrun, tmp_path / "config.yaml", "fail")
+    assert sorted(done.stdout.split("\n")) == ["", "rank 0: ValueError", "rank 1: OtherRankFailed"]
+    run_python(*torchrun, tmp_path / "config.yaml")
+    assert not audit(tmp_path / "run", data=True).faults
+
+
+UNLIKE = """
+import sys, torch
+from pathlib import Path
+from aquila2.training import trainer
+from aquila2.training.options import load_options
+from tests.aquila2.heurimentor.engine.fork_ranks import fork_ranks
+
+options = load_options(Path(sys.argv[1]))
+one_step, seed = trainer.Loop._one_step, torch.manual_seed
+
+def train(rank):
+    torch.manual_seed = lambda number: seed(number + rank)  # as if ranks drew other weights
+    def stepping(self, *arguments):
+        measured = one_step(self, *arguments)
+        if rank == 1 and self.progress.step == 6:  # as if another machine rounded otherwise
+            with torch.no_grad():
+                next(self.model.parameters()).view(-1)[:1].mul_(1 + 2**-20)
+        return measured
+    trainer.Loop._one_step = stepping
+    result = trainer.train(options)
+    torch.save(list(result.model.parameters()), f"{options.run.folder}-{rank}.pt")
+
+assert fork_ranks(2, train) == [0, 0]
+"""
+
+
+def test_ranks_begin_and_stay_with_the_weights_of_the_first(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts")
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    (tmp_path / "config.yaml").write_text(
+        dump_options(options_for(tmp_path / "texts", run, run={"save_every": 8, "tensorboard": False}))
+    )
+    said = run_python("-c", UNLIKE, tmp_path / "config.yaml").stderr
+    assert said.count("rank 1 had other weights than rank 0") == 1
+    (alert,) = [record for record in read_metrics(run) if record.get("alert") == "ranks_differ"]
+    assert (alert["step"], alert["subject"]) == (8, "rank 1")
+    first, second = (torch.load(f"{run}-{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    trainer.train(options_for(tmp_path / "texts", alone))
+    assert losses_of(run)[0][1] == pytest.approx(losses_of(alone)[0][1], rel=1e-6)

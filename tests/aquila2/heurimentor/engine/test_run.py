@@ -169,3 +169,49 @@ def test_sources_of_one_domain_share_its_samples(texts: Path, tmp_path: Path) ->
     uses = audit(tmp_path / "run").segments
     assert {use.segment.domain for use in uses} == {"text"}
     assert uses[0].drawn * uses[1].segment.rows == pytest.approx(uses[1].drawn * uses[0].segment.rows, rel=0.15)
+
+
+def test_restarts_before_the_first_checkpoint_leave_one_measurement(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    crash_after(monkeypatch, 1, 1, 2, 1, 3, 1)
+    for _ in range(6):
+        with pytest.raises(Crash):
+            trainer.train(options_for(texts, run))
+    trainer.train(options_for(texts, run))
+    trainer.train(options_for(texts, tmp_path / "calm"))
+    assert found(run, "heldout") == found(tmp_path / "calm", "heldout") and losses_of(run) == losses_of(
+        tmp_path / "calm"
+    )
+
+
+def found(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(run) if record["kind"] == kind]
+
+
+def test_a_continued_run_finds_what_it_would_have_found(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections: dict[str, Any] = {
+        "run": {"eval_every": 1, "save_every": 2},
+        "decisions": [
+            {"after": 0, "stage": "first"},
+            {"after": 3, "lr": 0.0},
+            {"after": 8, "stage": "second"},
+            {"after": 11, "stage": "third"},
+        ],
+    }
+    trainer.train(options_for(texts, tmp_path / "whole", **sections))
+    with monkeypatch.context() as context:
+        crash_after(context, 7, 9)
+        for _ in range(2):
+            with pytest.raises(Crash):
+                trainer.train(options_for(texts, tmp_path / "cut", **sections))
+    trainer.train(options_for(texts, tmp_path / "cut", **sections))
+    alerts = []
+    for name in ("whole", "cut"):
+        by_losses = [r for r in found(tmp_path / name, "alert") if r["alert"] in ("no_better", "plateau", "overfit")]
+        alerts.append([(record["step"], record["alert"], record["subject"]) for record in by_losses])
+    assert alerts[0] == alerts[1]
+    assert [alert for alert in alerts[0] if alert[1] == "no_better"] == [(11, "no_better", "second")]

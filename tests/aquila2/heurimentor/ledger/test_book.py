@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aquila2.heurimentor.ledger.book import NAME, Book, row_digest, share_out
-from aquila2.heurimentor.ledger.chain import Tampered, scan
+from aquila2.heurimentor.ledger.chain import Line, Tampered, scan
 from aquila2.heurimentor.ledger.control import answer_requests, request
 from aquila2.heurimentor.ledger.lineage import BadRecord, Head, Lineage
 
@@ -182,12 +182,12 @@ def test_decisions_are_replayed_and_not_taken_anew(tmp_path: Path) -> None:
         assert book.plan(8).rows.tolist() == stream
 
 
-def test_a_rewind_drops_what_was_decided_since(tmp_path: Path) -> None:
+def test_a_rewind_drops_what_the_run_decided_since(tmp_path: Path) -> None:
     with start(tmp_path) as book:
         book.mix({"en": 1}, after=3)
         for _ in range(2):
             take(book, 4)
-        book.decide("open", segment("en", "bad", 9))
+        book.decide("open", segment("en", "bad", 9), by="policy")
         take(book, 4)
         book.rewind(1)
         assert [s.id for s in book.lineage.schedule.segments] == ["en", "zh"]
@@ -353,3 +353,79 @@ def test_digests_see_place_and_content_and_add_up() -> None:
     assert row_digest(1, ids) == row_digest(1, ids.astype(np.uint16).astype(np.int64)) < 1 << 64
     with pytest.raises(ValueError, match="shares must not be negative"):
         share_out(4, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("extra", "sizes", "rooms"),
+    [
+        (0, [4, 4, 4, 3], [12, 8, 4, None]),  # as it was
+        (0, [3, 3, 3, 3, 3], [12, 9, 6, 3, None]),  # smaller steps: the skip waits for its samples
+        (0, [5, 5, 2, 5], [12, 7, 2, None]),  # larger ones: a step ends there
+        (6, [4, 2, 4], [6, 2, None]),  # others skipped before
+        (14, [4], [None]),  # and some of its own
+        (20, [4], [None]),  # and all of them
+    ],
+)
+def test_a_skip_that_names_its_samples_skips_them_wherever_the_steps_then_stand(
+    tmp_path: Path, extra: int, sizes: list[int], rooms: list[int | None]
+) -> None:
+    book = start(tmp_path)
+    for _ in range(5):
+        take(book, 4)
+        if book.lineage.step == 2:
+            book.sync()
+            head = book.head
+    book.mix({"en": 1, "zh": 3})
+    book.decide("skip", {"first": 20, "samples": 4}, by="monitor: a spike")
+    assert book.lineage.samples == 24
+    book.mix({"en": 1, "zh": 1})
+    rows = book.plan(8).rows.tolist()
+    book.close()
+    book = Book(tmp_path, head)
+    assert book.lineage.samples == 8
+    if extra:
+        book.decide("skip", {"samples": extra}, by="a person")
+    for place, (count, room) in enumerate(zip(sizes, rooms, strict=True)):
+        assert book.lineage.room == room, place
+        if room is not None:
+            with pytest.raises(BadRecord, match="is skipped"):
+                Lineage.of(scan(tmp_path / NAME).lines).feed(step_line(book, room + 1))
+        take(book, count)
+    book.close()
+    lineage = Lineage.of(scan(tmp_path / NAME).lines)
+    assert all(lineage.schedule.is_skipped(sample) for sample in range(20, 24))
+    assert sum(count for _, count in lineage.schedule.skipped) == max(4 + extra - max(0, min(4, 8 + extra - 20)), 4)
+    assert not any(step.first < 24 and step.end > 20 for step in lineage.steps)
+    if sizes[:4] == [4, 4, 4, 3]:
+        assert lineage.schedule.draws(24, 8).rows.tolist() == rows  # nothing is another where nothing has changed
+
+
+def test_waiting_skips_come_at_the_same_place_in_every_life(tmp_path: Path) -> None:
+    book = start(tmp_path)
+    take(book, 4)
+    book.sync()
+    head = book.head
+    for _ in range(4):
+        take(book, 4)
+    book.decide("skip", {"first": 20, "samples": 4}, by="monitor: a spike")
+    with pytest.raises(BadRecord, match="takes no later step"):
+        book.decide("skip", {"first": 40, "samples": 4}, after=9)
+    lives = []
+    for life in range(3):
+        book.close()
+        book = Book(tmp_path, head)
+        for step in range(2, 12):
+            take(book, min(2, book.lineage.room or 2))
+            if life == 0 and step == 9:  # where the skip has just come, and once more behind it
+                assert book.lineage.samples == 24
+                book.mix({"en": 1, "zh": 3})
+                book.decide("skip", {"samples": 3})
+                book.mix({"en": 3, "zh": 1})
+        lives.append((book.lineage.schedule.skipped, book.lineage.samples, book.plan(30).rows.tolist()))
+    book.close()
+    assert lives[0] == lives[1] == lives[2] and lives[0][0] == [(20, 4), (24, 3)]
+
+
+def step_line(book: Book, count: int) -> Line:
+    record = {"kind": "step", "step": book.lineage.step + 1, "first": book.lineage.samples, "count": count}
+    return Line(10_000, 0, "", {**record, "drawn": [], "digest": "", "values": {}})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from aquila2.heurimentor.monitor.detectors import (
     straggler,
     stuck_domains,
 )
-from aquila2.heurimentor.monitor.monitor import Monitor
+from aquila2.heurimentor.monitor.monitor import Alert, Monitor
+from aquila2.training.finite import finite, numbers
 from aquila2.training.options import MonitorOptions
 
 
@@ -160,3 +163,43 @@ def test_a_continued_monitor_remembers() -> None:
     found = monitor.judge(curve[-1], math.inf)
     assert found is not None and found.kind == "not_finite"
     assert monitor.heldout == {"a": [2.0], "all": [2.0]}
+
+
+def continued(monitor: Monitor, records: list[dict[str, Any]]) -> Monitor:
+    """As a run that is taken up again makes it, from its metrics and a checkpoint's JSON."""
+    return Monitor(monitor.options, records, numbers(json.loads(json.dumps(finite(monitor.state())))))
+
+
+def test_a_continued_monitor_tells_nothing_twice() -> None:
+    monitor = Monitor(MonitorOptions(window=16))
+    records: list[dict[str, Any]] = []
+    told: list[Alert] = []
+    for step in range(40):
+        record = step_record(2.0, 0.5)
+        told += monitor.step(record, [1.0, 1.0, 3.0], [4, 4, 4])
+        records.append({"kind": "train", "step": step, **record})
+    for step in range(8):
+        told += monitor.measured({"a": 2.0, "all": 2.0}, {}, "")
+        records.append({"kind": "heldout", "step": step, "a": 2.0, "all": 2.0})
+    assert [alert.kind for alert in told] == ["data_stall", "straggler", "plateau"]
+    monitor, told = continued(monitor, records), []
+    for _ in range(40):
+        told += monitor.step(step_record(2.0, 0.5), [1.0, 1.0, 3.0], [4, 4, 4])
+    told += monitor.measured({"a": 2.0, "all": 2.0}, {}, "")
+    assert not told
+    # A rank that keeps up for as long as one is looked at before it is called slow may be told again.
+    for slow in (1.0, 3.0):
+        for _ in range(40):
+            told += monitor.step(step_record(2.0, 0.5), [1.0, 1.0, slow], [4, 4, 4])
+    assert [(alert.kind, alert.subject) for alert in told] == [("straggler", "rank 2")]
+
+
+def test_a_continued_monitor_compares_with_the_stage_s_beginning() -> None:
+    monitor = Monitor(MonitorOptions())
+    assert not monitor.measured({"a": 3.0, "all": 3.0}, {}, "nan")  # a stage may have any name
+    monitor = continued(monitor, [{"kind": "heldout", "step": 0, "a": 3.0, "all": 3.0}])
+    assert monitor.stage == ("nan", {"a": 3.0, "all": 3.0})
+    assert not monitor.measured({"a": 2.0, "all": 2.0}, {}, "nan")
+    assert not monitor.measured({"a": 2.5, "all": 2.5}, {}, "second")  # better than when the stage began
+    (alert,) = monitor.measured({"a": 2.5, "all": 2.5}, {}, "third")
+    assert (alert.kind, alert.subject) == ("no_better", "second")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from aquila2 import Aquila2ForCausalLM
+from aquila2.heurimentor.data.segment import write_segment
 from aquila2.heurimentor.monitor.intervals import Estimate, quantile, ratio
-from aquila2.training.data import Batch
+from aquila2.training.data import Batch, heldout_batches
 from aquila2.training.metrics import heldout_loss
+from aquila2.training.options import DataOptions, SourceOptions
+from aquila2.training.sources import Document
+from tests.aquila2.heurimentor.byte_tokenizer import ByteTokenizer
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,39 @@ def test_intervals_hold_the_truth_in_95_of_100(rows: int) -> None:
         mean, half = ratio(sums, counts.tolist())
         held += abs(mean - 3.0) <= half
     assert 925 <= held <= 975
+
+
+class Levels:
+    """In the place of a model: every id has a loss, so that all tokens of a document are alike."""
+
+    training = False
+
+    def eval(self) -> None: ...
+
+    def train(self, mode: bool) -> None: ...
+
+    def __init__(self, draw: np.random.Generator) -> None:
+        self.levels = torch.from_numpy(3.0 + draw.normal(0, 0.4, 259))
+        self.levels[:3] = 3.0
+
+    def loss(self, ids: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+        return self.levels[ids] * (targets >= 0)
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_intervals_hold_the_truth_for_documents_of_many_rows(tmp_path: Path, rows: int) -> None:
+    seq_len, documents = 24, []
+    for number in range(90):  # each of ten rows, cut into two pieces
+        documents += [Document(f"book:{number}#{piece}", chr(33 + number) * (5 * seq_len - 2)) for piece in (0, 1)]
+    write_segment(tmp_path / "heldout" / "books", documents, ByteTokenizer(), source="books", tokenizer_id="bytes")
+    options = DataOptions(sources=[SourceOptions(name="books", path="books")], seq_len=seq_len, heldout_rows=rows)
+    batches = heldout_batches(tmp_path, options, 8)
+    held = 0
+    for seed in range(400):
+        model: Any = Levels(np.random.default_rng(seed))
+        mean, half = heldout_loss(model, batches, torch.device("cpu"))["books"]
+        held += abs(mean - 3.0) <= half
+    assert 0.92 * 400 <= held <= 0.98 * 400
 
 
 def test_a_model_s_rows(tiny_model: Aquila2ForCausalLM) -> None:

@@ -207,6 +207,17 @@ def test_curves_of_any_size_stay_within_the_picture(values: list[float], log: bo
     json.dumps(chart.data(), allow_nan=False)
 
 
+@pytest.mark.parametrize("most", [1.0, 0.3, 0.0123, 4e-4, 2.3e-7])
+def test_shares_of_any_size_have_different_ticks(most: float) -> None:
+    chart = Chart("a", "A", "x", [Series("a", [(1, 0.0), (2, most)])], from_zero=True, percent=True)
+    drawn = ElementTree.fromstring(chart.svg())
+    ticks = [text.text or "" for text in drawn.iter("text") if text.attrib.get("text-anchor") == "end"]
+    shares = [text for text in ticks if text.endswith(" %")]
+    values = [float(text.removesuffix(" %")) / 100 for text in shares]
+    assert len(shares) >= 4 and values == sorted(set(values)) and values[0] == 0
+    assert values[-1] == pytest.approx(most, rel=0.7) and values[-1] >= most
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (12_000, "12k"), (3.4e6, "3.4M"), (0.05, "0.05"), (2e-5, "2e-05"), (2.5e9, "2.5G")]
 )
