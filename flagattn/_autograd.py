@@ -13,6 +13,7 @@ from torch.autograd import forward_ad as _forward_ad
 below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad: Any = torch._C._any_requires_grad
 are_transforms_active: Any = torch._C._are_functorch_transforms_active
+are_modes_active: Any = torch._C._len_torch_dispatch_stack  # make_fx's, fake tensors', counters' of FLOPs
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 

@@ -165,13 +165,17 @@ def scale_or_default(softmax_scale: float | None, head_dim: int) -> float:
     return softmax_scale
 
 
+def check_number(value: Any, name: str) -> None:
+    if not _is_number(value):
+        raise TypeError(f"{name} is {_kind(value)}; it must be a float")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (float, int, torch.SymFloat, torch.SymInt)) or hasattr(value, "__float__")  # numpy's
 
 
 def check_softcap(softcap: float) -> None:
-    if not _is_number(softcap):
-        raise TypeError(f"softcap is {_kind(softcap)}; it must be a float")
+    check_number(softcap, "softcap")
     if softcap != 0.0 and not 0.0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}; it must be finite and >= 0, where 0 switches it off")
 

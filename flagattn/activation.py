@@ -10,11 +10,13 @@ from torch import Tensor
 from flagattn import _load
 from flagattn._autograd import differentiable, without_double_backward
 from flagattn._checks import check_floating, check_same_as, promoted_under_autocast, rows_contiguous
+from flagattn._errors import explained
 
 _load.load()
 _ops: Any = torch.ops.flagattn
 
 
+@explained
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Gate one tensor by the SiLU of another, in one pass.
 

@@ -23,8 +23,10 @@ from torch import Tensor
 from flagattn._attention_calls import Output, dense_attention, packed_attention, returned
 from flagattn._cache_calls import packed_queries_over_cache
 from flagattn._checks import check_stacked_operand, fail_on_types
+from flagattn._errors import explained
 
 
+@explained
 def flash_attn_func(
     q: Tensor,
     k: Tensor,
@@ -75,6 +77,7 @@ def flash_attn_func(
     return returned(out, lse, return_attn_probs, return_lse)
 
 
+@explained
 def flash_attn_kvpacked_func(
     q: Tensor,
     kv: Tensor,
@@ -105,6 +108,7 @@ def flash_attn_kvpacked_func(
     return returned(out, lse, return_attn_probs, return_lse)
 
 
+@explained
 def flash_attn_qkvpacked_func(
     qkv: Tensor,
     dropout_p: float = 0.0,
@@ -133,6 +137,7 @@ def flash_attn_qkvpacked_func(
     return returned(out, lse, return_attn_probs, return_lse)
 
 
+@explained
 def flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,
@@ -211,6 +216,7 @@ def flash_attn_varlen_func(
     return returned(out, lse, return_attn_probs, return_lse)
 
 
+@explained
 def flash_attn_varlen_kvpacked_func(
     q: Tensor,
     kv: Tensor,
@@ -246,6 +252,7 @@ def flash_attn_varlen_kvpacked_func(
     return returned(out, lse, return_attn_probs, return_lse)
 
 
+@explained
 def flash_attn_varlen_qkvpacked_func(
     qkv: Tensor,
     cu_seqlens: Tensor,

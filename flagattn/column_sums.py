@@ -17,11 +17,13 @@ from flagattn._checks import (
     under_autocast,
     window_bounds,
 )
+from flagattn._errors import explained
 
 _load.load()
 _ops: Any = torch.ops.flagattn
 
 
+@explained
 def attention_column_sums(
     q: Tensor, k: Tensor, lse: Tensor, causal: bool = False, softmax_scale: float | None = None
 ) -> Tensor:

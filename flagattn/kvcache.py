@@ -34,6 +34,7 @@ from flagattn._checks import (
     scale_or_default,
     window_bounds,
 )
+from flagattn._errors import explained
 from flagattn._score_options import checked_sinks, score_options
 
 _load.load()
@@ -43,6 +44,7 @@ _NAMES = ("q", "k_cache", "v_cache")
 _PIECEWISE_NAMES = ("q1", "k1_cache", "v_cache")
 
 
+@explained
 def flash_attn_with_kvcache(
     q: Tensor,
     k_cache: Tensor,
@@ -142,6 +144,7 @@ def flash_attn_with_kvcache(
     return (out, lse) if return_softmax_lse or return_lse else out
 
 
+@explained
 def piecewise_attn_with_kvcache(
     q1: Tensor,
     q2: Tensor,

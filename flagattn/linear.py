@@ -10,11 +10,13 @@ from torch import Tensor
 from flagattn import _load
 from flagattn._autograd import below_autograd, differentiable
 from flagattn._checks import check_floating, rows_contiguous, under_autocast
+from flagattn._errors import explained
 
 _load.load()
 _ops: Any = torch.ops.flagattn
 
 
+@explained
 def batch_invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Linear map that gives a row the same bits whatever stands beside it, and on however many threads.
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from flagattn import _linear_loss as _linear_loss  # registers linear_cross_entropy for CUDA
 from flagattn import _load
 from flagattn._autograd import are_transforms_active, below_autograd, differentiable, without_double_backward
-from flagattn._checks import check_floating, check_integer, check_softcap, rows_contiguous
+from flagattn._checks import check_floating, check_integer, check_number, check_softcap, rows_contiguous
+from flagattn._errors import explained
 
 _load.load()
 _ops: Any = torch.ops.flagattn
@@ -19,6 +20,7 @@ _ops: Any = torch.ops.flagattn
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
+@explained
 def cross_entropy(
     logits: Tensor,
     targets: Tensor,
@@ -72,8 +74,8 @@ def cross_entropy(
     check_floating(logits, "logits")
     if logits.dim() == 0:
         raise ValueError("logits has no dimension; it must be (..., classes)")
-    targets, weights = _per_row(targets, token_weights, logits, "logits")
     options = _options(ignore_index, reduction, softcap, z_loss, label_smoothing)
+    targets, weights = _per_row(targets, token_weights, ignore_index, logits, "logits")
     arguments = (rows_contiguous(logits), targets, weights, *options)
     traced = torch.compiler.is_compiling() or are_transforms_active()
     may_overwrite = inplace_backward and not traced and logits.requires_grad and logits.is_contiguous()
@@ -84,6 +86,7 @@ def cross_entropy(
     return (loss, lse) if return_lse else loss
 
 
+@explained
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -139,8 +142,8 @@ def linear_cross_entropy(
             f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}; "
             "they must be (..., features) and (classes, features)"
         )
-    targets, weights = _per_row(targets, token_weights, hidden, "hidden")
     options = _options(ignore_index, reduction, softcap, z_loss, label_smoothing)
+    targets, weights = _per_row(targets, token_weights, ignore_index, hidden, "hidden")
     takes = torch.is_grad_enabled() and reduction != "none" and weight.dtype is torch.float32
     taken = (takes and hidden.requires_grad, takes and weight.requires_grad)
     results = _linear(rows_contiguous(hidden), rows_contiguous(weight), targets, weights, *options, *taken)
@@ -156,13 +159,20 @@ def _is_of_leaf(tensor: Tensor) -> bool:
 
 
 def _per_row(
-    targets: Tensor, token_weights: Tensor | None, like: Tensor, like_name: str
+    targets: Tensor, token_weights: Tensor | None, ignore_index: int, like: Tensor, like_name: str
 ) -> tuple[Tensor, Tensor | None]:
     """Targets as int64 and weights as float32, contiguous."""
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets is of type {type(targets).__name__}; it must be a tensor")
     if targets.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"targets is {str(targets.dtype).removeprefix('torch.')}; it must be int64 or int32")
+    if type(ignore_index) is int:
+        numbers = torch.iinfo(targets.dtype)
+        if not numbers.min <= ignore_index <= numbers.max:
+            raise ValueError(
+                f"ignore_index is {ignore_index}, but targets is {numbers.dtype}; "
+                f"it must be from {numbers.min} to {numbers.max}"
+            )
     _check_rows(targets, "targets", like, like_name)
     if token_weights is not None:
         if not isinstance(token_weights, Tensor):
@@ -197,6 +207,8 @@ def _options(
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
     check_softcap(softcap)
+    check_number(z_loss, "z_loss")
+    check_number(label_smoothing, "label_smoothing")
     if not 0.0 <= z_loss < math.inf:
         raise ValueError(f"z_loss is {z_loss}; it must be finite and >= 0")
     if not 0.0 <= label_smoothing <= 1.0:

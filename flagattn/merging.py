@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flagattn._autograd import are_modes_active, are_transforms_active
+from flagattn._checks import check_floating
+from flagattn._errors import explained
 
+
+@explained
 def merge_attention_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The (out, lse) of attention over the union of disjoint key sets, from the (out, lse) over each of them.
 
@@ -31,6 +36,8 @@ def merge_attention_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tu
     _check(outs, lses)
     stacked = torch.stack(lses).float()
     empty = torch.isneginf(stacked)
+    if _has_none(empty):
+        return _of_seen_parts(outs, stacked)
     all_empty = empty.all(dim=0)
     # Rows that are empty in every part are computed as if their LSEs were 0 and then overwritten: nothing becomes NaN.
     shifted = stacked.masked_fill(all_empty, 0.0)
@@ -38,10 +45,39 @@ def merge_attention_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tu
     weights = torch.exp(shifted - lse).masked_fill(empty, 0.0).transpose(-1, -2).unsqueeze(-1)
     # A part that saw no key has no say, whatever its rows hold.
     unseen = empty.transpose(-1, -2).unsqueeze(-1)
-    merged = weights[0] * outs[0].float().masked_fill(unseen[0], 0.0)
-    for weight, out, hidden in zip(weights[1:], outs[1:], unseen[1:]):
-        merged = torch.addcmul(merged, weight, out.float().masked_fill(hidden, 0.0))
-    return merged.to(outs[0].dtype), lse.masked_fill(all_empty, -math.inf)
+    seen = [out.float().masked_fill(hidden, 0.0) for out, hidden in zip(outs, unseen.unbind())]
+    return _weighted(seen, weights).to(outs[0].dtype), lse.masked_fill(all_empty, -math.inf)
+
+
+def _of_seen_parts(outs: list[Tensor], lses: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, to the bit, where every row saw a key in every part."""
+    lse = torch.logsumexp(lses, dim=0)
+    weights = torch.exp(lses - lse).transpose(-1, -2).unsqueeze(-1)
+    return _weighted([out.float() for out in outs], weights).to(outs[0].dtype), lse
+
+
+def _weighted(outs: list[Tensor], weights: Tensor) -> Tensor:
+    first, *others = weights.unbind()
+    merged = first * outs[0]
+    for weight, out in zip(others, outs[1:]):
+        merged = torch.addcmul(merged, weight, out)
+    return merged
+
+
+def _has_none(flags: Tensor) -> bool:
+    """Whether no flag is set, where that is known at once: not on another device, which the host would wait for.
+
+    Nor while calls are recorded, since what is recorded here serves other flags too.
+    """
+    return (
+        type(flags) is Tensor
+        and flags.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not are_transforms_active()
+        and not are_modes_active()
+        and not flags.any()
+    )
 
 
 def _check(outs: list[Tensor], lses: list[Tensor]) -> None:
@@ -53,6 +89,12 @@ def _check(outs: list[Tensor], lses: list[Tensor]) -> None:
         for index, part in enumerate(parts):
             if not isinstance(part, Tensor):
                 raise TypeError(f"{name}[{index}] is of type {type(part).__name__}; it must be a tensor")
+            check_floating(part, f"{name}[{index}]")
+            if part.device != parts[0].device:
+                raise ValueError(
+                    f"{name}[{index}] is on {part.device}, but {name}[0] is on {parts[0].device}; "
+                    "their devices must be equal"
+                )
             if part.shape != parts[0].shape:
                 raise ValueError(
                     f"{name}[{index}] has shape {tuple(part.shape)}, but {name}[0] has {tuple(parts[0].shape)}; "

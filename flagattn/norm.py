@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flagattn import _load
 from flagattn._autograd import differentiable, without_double_backward
-from flagattn._checks import check_floating, check_same_as, promoted_under_autocast, rows_contiguous
+from flagattn._checks import check_floating, check_number, check_same_as, promoted_under_autocast, rows_contiguous
+from flagattn._errors import explained
 
 _load.load()
 _ops: Any = torch.ops.flagattn
@@ -26,6 +27,7 @@ def rms_norm(
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float = ..., *, residual: Tensor, offset: float = ..., rounding: str = ...
 ) -> tuple[Tensor, Tensor]: ...
+@explained
 def rms_norm(
     x: Tensor,
     weight: Tensor,
@@ -63,8 +65,9 @@ def rms_norm(
     """
     if residual is not None:
         x, residual = promoted_under_autocast(x, residual)
-        check_same_as(residual, "residual", x, "x")
     check_floating(x, "x")
+    if residual is not None:
+        check_same_as(residual, "residual", x, "x")
     check_floating(weight, "weight")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, but x is on {x.device}; their devices must be equal")
@@ -72,6 +75,8 @@ def rms_norm(
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, but x has {tuple(x.shape)}; it must be (cols,), x's last size"
         )
+    check_number(eps, "eps")
+    check_number(offset, "offset")
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
     rounds_normalised = _ROUNDS_NORMALISED.get(rounding)

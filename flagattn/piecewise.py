@@ -33,11 +33,13 @@ from flagattn._checks import (
     under_autocast,
     window_bounds,
 )
+from flagattn._errors import explained
 from flagattn._score_options import checked_sinks
 
 _NAMES = ("q1", "k1", "v")
 
 
+@explained
 def piecewise_attn_func(
     q1: Tensor,
     k1: Tensor,
@@ -86,6 +88,7 @@ def piecewise_attn_func(
     return (out, lse) if return_lse else out
 
 
+@explained
 def piecewise_attn_varlen_func(
     q1: Tensor,
     k1: Tensor,

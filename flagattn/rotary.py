@@ -10,11 +10,13 @@ from torch import Tensor
 from flagattn import _load
 from flagattn._autograd import differentiable
 from flagattn._checks import check_floating, check_same_as, rows_contiguous
+from flagattn._errors import explained
 
 _load.load()
 _ops: Any = torch.ops.flagattn
 
 
+@explained
 def apply_rotary(
     x: Tensor,
     cos: Tensor,

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from flagattn._attention_calls import dense_attention
 from flagattn._checks import check_ranks
+from flagattn._errors import explained
 
 
+@explained
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,

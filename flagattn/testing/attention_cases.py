@@ -1,4 +1,4 @@
-"""The attention problems every kernel on every device must solve; tests and benches draw from the same lists."""
+"""The attention problems every kernel on every device must solve, in odd sizes and layouts; benches have their own."""
 
 from __future__ import annotations
 

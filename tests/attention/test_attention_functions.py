@@ -7,9 +7,11 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import flagattn
 from flagattn import reference
+from flagattn.testing import assert_close_to_oracle
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, grad: bool = False) -> torch.Tensor:
@@ -178,10 +180,29 @@ def test_merging_equals_the_reference_in_half_precision() -> None:
     lses = [randn(2, 3, 5, seed=seed + 10) for seed in range(3)]
     lses[1][0, 1] = -torch.inf
     out, lse = flagattn.merge_attention_states(outs, lses)
+    plain_out, plain_lse = reference.merge_attention_states(outs, lses)
     out64, lse64 = reference.merge_attention_states([o.double() for o in outs], [x.double() for x in lses])
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.double(), out64, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(lse.double(), lse64, rtol=1e-6, atol=1e-6)
+    assert_close_to_oracle(out, plain_out, out64, "out")
+    assert_close_to_oracle(lse, plain_lse, lse64, "lse")
+
+
+def test_an_empty_row_changes_no_bits_of_the_merge_of_others() -> None:
+    outs = [randn(3, 5, 4, 24, seed=seed, grad=True) for seed in range(2)]
+    lses = [randn(3, 4, 5, seed=seed + 10) for seed in range(2)]
+    lses[0][1] = -torch.inf
+    lses = [lse.requires_grad_() for lse in lses]
+    upstream = [randn(3, 5, 4, 24, seed=20), randn(3, 4, 5, seed=21)]
+
+    def results(rows: slice) -> list[torch.Tensor]:
+        parts = [*(t[rows] for t in outs), *(t[rows] for t in lses)]
+        merged = flagattn.merge_attention_states(parts[:2], parts[2:])
+        return [*merged, *torch.autograd.grad(merged, parts, [t[rows] for t in upstream])]
+
+    together = results(slice(0, 3))
+    for row in (0, 2):
+        alone = results(slice(row, row + 1))
+        assert all(torch.equal(a, b[row : row + 1]) for a, b in zip(alone, together))
 
 
 def test_one_query_row_equals_the_last_row_of_all() -> None:
@@ -189,3 +210,27 @@ def test_one_query_row_equals_the_last_row_of_all() -> None:
     whole = flagattn.flash_attn_func(q, k, v, causal=True)
     last = flagattn.flash_attn_func(q[:, -1:], k, v, causal=True)
     torch.testing.assert_close(last, whole[:, -1:], rtol=1e-5, atol=1e-6)
+
+
+def merged_parts(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    half = len(parts) // 2
+    return flagattn.merge_attention_states(parts[:half], parts[half:])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+@pytest.mark.parametrize("tracer", ["jit", "make_fx real", "make_fx fake", "make_fx symbolic"])
+def test_a_merge_traced_where_no_row_is_empty_joins_rows_that_are(tracer: str) -> None:
+    outs = [randn(1, 3, 2, 8, seed=seed) for seed in range(2)]
+    full = [randn(1, 2, 3, seed=seed + 10) for seed in range(2)]
+    empty = [lse.clone() for lse in full]
+    empty[0][0, 0] = -torch.inf
+    for lse in empty:
+        lse[0, 0, 1] = -torch.inf
+    if tracer == "jit":
+        traced = torch.jit.trace(merged_parts, (*outs, *full), check_trace=False)
+    else:
+        traced = make_fx(merged_parts, tracing_mode=tracer.split()[1])(*outs, *full)
+    for lses in (full, empty):
+        expected = merged_parts(*outs, *lses)
+        assert expected[0].isfinite().all()
+        assert all(torch.equal(ours, eager) for ours, eager in zip(traced(*outs, *lses), expected))

@@ -89,7 +89,13 @@ def merged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return flagattn.merge_attention_states(*zip(*parts))[0].square().sum()
 
 
-@pytest.mark.parametrize("function", [dense, torchs_form, odd_dims, piecewise, merged])
+def column_sums(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    out, lse = flagattn.flash_attn_func(q, k, v, causal=True, return_lse=True)
+    sums = flagattn.attention_column_sums(q, k, lse, causal=True).unflatten(1, (2, 2)).sum(dim=2)
+    return out.square().sum() + (sums.transpose(1, 2).unsqueeze(-1) * v).sum()
+
+
+@pytest.mark.parametrize("function", [dense, torchs_form, odd_dims, piecewise, merged, column_sums])
 def test_compiled_in_one_graph(function) -> None:
     leaves = operands(False)
     expected = torch.autograd.grad(function(*leaves), leaves)

@@ -21,6 +21,8 @@ def random_layout(data: st.DataObject, values: Tensor) -> Tensor:
 
     What lies in the gaps is NaN. A dimension of equal slices may have stride 0.
     """
+    if values.dim() == 0:
+        return values
     outer = list(range(values.dim() - 1))
     order = [*data.draw(st.permutations(outer)), values.dim() - 1]
     gaps = [data.draw(st.integers(0, 3)) for _ in order]

@@ -145,3 +145,25 @@ def test_masks_sums_and_heads(level, dtype, seqlen_q, seqlen_k, heads, causal: b
             assert all(torch.equal(ours, first) for ours, first in zip(run, runs[0], strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@same_bits
+@given(levels, dtypes, lengths, lengths, heads, st.sampled_from(["boolean", "additive"]), st.permutations(range(3)))
+def test_masked_attention_in_any_batch(level, dtype, seqlen_q, seqlen_k, heads, kind: str, order: list[int]) -> None:
+    """An entry with a mask of its own has the bits that it has alone, both ways, the additive mask's gradient too."""
+    q, dout = (random(3, heads[0], seqlen_q, 16, dtype=dtype, seed=seed) for seed in (1, 2))
+    k, v = (random(3, heads[1], seqlen_k, 16, dtype=dtype, seed=seed) for seed in (3, 4))
+    bias = random(3, heads[0], seqlen_q, seqlen_k, dtype=torch.float32, seed=5)
+    mask = bias > -1.0 if kind == "boolean" else bias
+
+    def results(rows: list[int]) -> list[Tensor]:
+        leaves = [t[rows].requires_grad_(t.is_floating_point()) for t in (q, k, v, mask)]
+        out = flagattn.scaled_dot_product_attention(*leaves[:3], attn_mask=leaves[3], enable_gqa=True)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        return [out.detach(), *torch.autograd.grad(out, wanted, dout[rows])]
+
+    with set_cpu_level(level):
+        together = results(order)
+        for place, row in enumerate(order):
+            for ours, alone in zip(together, results([row]), strict=True):
+                assert torch.equal(ours[place], alone[0])

@@ -38,6 +38,14 @@ SUITES = {
         *("tests/norm", "tests/activation", "tests/rotary", "tests/linear"),
         *("-k", "not opcheck and not compile"),
     ],
+    "losses": ["tests/loss", "tests/robustness/test_layouts_of_losses.py", "-k", "not opcheck and not compil"],
+    "values and empties": [
+        "tests/robustness/test_wild_values.py",
+        "tests/robustness/test_empty.py",
+        "tests/robustness/test_layouts_of_caches_and_scores.py",
+        "-k",
+        "not opcheck and not compil",
+    ],
 }
 
 
