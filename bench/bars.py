@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.timing import geometric_mean
@@ -35,7 +35,9 @@ class Verdict:
     worst: float
     worst_shape: str
     rows: int
-    others_cpu: float  # the largest share that other processes had of the processor in any of the rows
+    # The share that other processes had of the processor: where the worst row misses a bar, beside that row, which says
+    # no whatever the others are; else the largest of all rows.
+    others_cpu: float
 
     @property
     def decisive(self) -> float:
@@ -55,16 +57,17 @@ class Verdict:
 def judge(bar: Bar, rows: Sequence[Row]) -> Verdict | None:
     """Compares a bar with the rows of its suite; None where nothing was measured for it."""
     values = []
-    others_cpu = 0.0
     for row in rows:
         value = bar.value_of(row) if row["suite"] == bar.suite else None
         if value is not None and math.isfinite(value):
-            values.append((value, f"{row['class']}, {row['shape']}"))
-            others_cpu = max(others_cpu, row.get("others_cpu", 0.0))
+            values.append((value, f"{row['class']}, {row['shape']}", float(row.get("others_cpu", 0.0))))
     if not values:
         return None
-    worst, shape = min(values) if bar.op == ">=" else max(values)
-    return Verdict(bar, geometric_mean([value for value, _ in values]), worst, shape, len(values), others_cpu)
+    worst, shape, beside_worst = min(values) if bar.op == ">=" else max(values)
+    busiest = max(others for _, _, others in values)
+    mean = geometric_mean([value for value, _, _ in values])
+    verdict = Verdict(bar, mean, worst, shape, len(values), busiest)
+    return verdict if verdict.met or bar.over != "worst case" else replace(verdict, others_cpu=beside_worst)
 
 
 # ------------------------------------------------------------------------------------------ what is read from a row
@@ -114,11 +117,15 @@ SDPA = "torch SDPA"
 
 def _attention() -> list[Bar]:
     bars = []
+    of_forward: tuple[float, ...] = (1.35, 1.9, 1.4, 2.0)
+    of_backward: tuple[float, ...] = (1.4, 1.9, 4.2, 5.8)
     for suite, bounds, lowest in (
-        ("attention forward", (1.35, 1.9, 1.4, 2.0), 1.2),
-        ("attention backward", (1.4, 1.9, 4.2, 5.8), 1.05),
+        ("attention forward", of_forward, 1.2),
+        ("attention forward, torch's layout", of_forward, 1.2),
+        ("attention backward", of_backward, 1.05),
+        ("attention backward, torch's layout", of_backward[:2], 1.05),
     ):
-        for class_, bound in zip(("fp32 full", "fp32 causal", "bf16 full", "bf16 causal"), bounds, strict=True):
+        for class_, bound in zip(("fp32 full", "fp32 causal", "bf16 full", "bf16 causal"), bounds, strict=False):
             bars.append(Bar(f"{suite}, {class_}, against torch", suite, ">=", bound, faster_than(SDPA, class_)))
         bars.append(Bar(f"{suite}, every case, against torch", suite, ">=", lowest, faster_than(SDPA), "worst case"))
     forward = "attention forward"
@@ -230,6 +237,6 @@ BARS: tuple[Bar, ...] = (
         "integration generation",
         ">=",
         1.5,
-        faster_than("HF Llama SDPA"),
+        faster_than("HF Llama SDPA", shape="new 32"),
     ),
 )

@@ -30,7 +30,7 @@ def operands(shape: RowsShape) -> tuple[Tensor, Tensor]:
 def bench_forward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
     shape = sized(shape)
     moved = elementwise_bytes(shape.elements, shape.itemsize, reads=2, writes=1)
-    sets = [operands(shape) for _ in range(sets_for(benchmark, moved))]
+    sets = [operands(shape) for _ in range(sets_for(benchmark, moved, contestants=4))]
 
     def thunks(op: Any) -> list[Thunk]:
         return [partial(op, *o) for o in sets]
@@ -48,7 +48,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
 def bench_backward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
     shape = sized(shape)
     moved = elementwise_bytes(shape.elements, shape.itemsize, reads=3, writes=2)
-    sets = [operands(shape) for _ in range(sets_for(benchmark, moved))]
+    sets = [operands(shape) for _ in range(sets_for(benchmark, moved, contestants=4))]
     gradients = [torch.randn_like(gate) for gate, _ in sets]
 
     def thunks(op: Any) -> list[Thunk]:

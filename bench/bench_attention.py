@@ -45,6 +45,11 @@ def torch_sdpa(shape: AttentionShape, q: Tensor, k: Tensor, v: Tensor) -> Tensor
     return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal, enable_gqa=shape.group > 1)
 
 
+def ours_heads_first(shape: AttentionShape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What torch's function is called with, and what it returns."""
+    return flagattn.scaled_dot_product_attention(q, k, v, is_causal=shape.causal, enable_gqa=shape.group > 1)
+
+
 def forward_thunks(
     attention: Callable[..., Any], shape: AttentionShape, sets: Sequence[Sequence[Tensor]]
 ) -> list[Thunk]:
@@ -98,6 +103,27 @@ def race_backward(benchmark: Any, suite: str, shape: AttentionShape) -> None:
     race(benchmark, case, backward_thunks(ours, shape, sets, douts), peers)
 
 
+def race_forward_heads_first(benchmark: Any, suite: str, shape: AttentionShape) -> None:
+    """Both get the same tensors, in copies, so that neither finds the other's in the caches."""
+    sets = [heads_first(qkv) for qkv in many_operands(benchmark, shape)]
+    theirs = forward_thunks(torch_sdpa, shape, [[tensor.clone() for tensor in qkv] for qkv in sets])
+    case = Case(suite, shape.class_name, shape.label, shape.flops(), shape.bytes())
+    with torch.no_grad():
+        peers = {"torch SDPA": Peer(theirs, agrees=agree(TOLERANCE[shape.dtype])), "sgemm": sgemm_probe()}
+        race(benchmark, case, forward_thunks(ours_heads_first, shape, sets), peers)
+
+
+def race_backward_heads_first(benchmark: Any, suite: str, shape: AttentionShape) -> None:
+    sets = [heads_first(qkv) for qkv in many_operands(benchmark, shape, backward=True)]
+    douts = [torch.randn_like(q) for q, _, _ in sets]
+    theirs = backward_thunks(
+        torch_sdpa, shape, [[tensor.clone() for tensor in qkv] for qkv in sets], [dout.clone() for dout in douts]
+    )
+    peers = {"torch SDPA": Peer(theirs, agrees=agree(TOLERANCE[shape.dtype])), "sgemm": sgemm_probe()}
+    case = Case(suite, shape.class_name, shape.label, shape.flops(backward=True), shape.bytes(backward=True))
+    race(benchmark, case, backward_thunks(ours_heads_first, shape, sets, douts), peers)
+
+
 @pytest.mark.parametrize("shape", ATTENTION_GRID, ids=lambda shape: shape.name)
 def bench_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     race_forward(benchmark, "attention forward", sized(shape))
@@ -106,6 +132,17 @@ def bench_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
 @pytest.mark.parametrize("shape", ATTENTION_GRID, ids=lambda shape: shape.name)
 def bench_backward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     race_backward(benchmark, "attention backward", sized(shape))
+
+
+@pytest.mark.parametrize("shape", ATTENTION_GRID, ids=lambda shape: shape.name)
+def bench_forward_heads_first(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
+    race_forward_heads_first(benchmark, "attention forward, torch's layout", sized(shape))
+
+
+# In 16 bit torch takes ten times our time and the layout is no question.
+@pytest.mark.parametrize("shape", [shape for shape in ATTENTION_GRID if shape.dtype == "fp32"], ids=lambda s: s.name)
+def bench_backward_heads_first(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
+    race_backward_heads_first(benchmark, "attention backward, torch's layout", sized(shape))
 
 
 @pytest.mark.parametrize("shape", SHORT_SEQUENCES, ids=lambda shape: shape.name)

@@ -20,6 +20,8 @@ from bench.timing import Case, Peer, agree, race, sets_for
 
 Operands = tuple[Tensor, Tensor, Tensor]
 
+SECONDS = 6.0  # of rounds per case: torch's own grouped attention takes 20 times ours
+
 
 def operands(shape: DecodeShape) -> Operands:
     """q (batch, 1, heads_q, head_dim) and contiguous caches."""
@@ -85,7 +87,7 @@ def bench_decode(benchmark: Any, sized: Any, shape: DecodeShape) -> None:
     ours = [partial(flagattn.flash_attn_with_kvcache, *qkv) for qkv in sets]
     case = Case("decode", shape.dtype, shape.label, shape.flops(), shape.bytes())
     with torch.no_grad():
-        race(benchmark, case, ours, peers)
+        race(benchmark, case, ours, peers, budget=SECONDS)
 
 
 @pytest.mark.parametrize("shape", DECODE_PAGED, ids=lambda shape: shape.name)
@@ -101,4 +103,4 @@ def bench_decode_paged(benchmark: Any, sized: Any, shape: DecodeShape) -> None:
     contiguous = [partial(flagattn.flash_attn_with_kvcache, *qkv) for qkv in sets]
     case = Case("decode, paged", shape.dtype, shape.label, shape.flops(), shape.bytes())
     with torch.no_grad():
-        race(benchmark, case, ours, {"contiguous": Peer(contiguous, agrees=agree(0.0))})
+        race(benchmark, case, ours, {"contiguous": Peer(contiguous, agrees=agree(0.0))}, budget=SECONDS)

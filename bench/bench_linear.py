@@ -22,7 +22,7 @@ def bench_linear(benchmark: Any, sized: Any, shape: LinearShape) -> None:
     moved = float(dtype.itemsize * (shape.rows * (shape.features + shape.outputs) + shape.features * shape.outputs))
     sets: list[tuple[Tensor, Tensor]] = [
         (torch.randn(shape.rows, shape.features).to(dtype), torch.randn(shape.outputs, shape.features).to(dtype))
-        for _ in range(sets_for(benchmark, moved))
+        for _ in range(sets_for(benchmark, moved, contestants=2))
     ]
 
     def thunks(op: Any) -> list[Thunk]:

@@ -84,7 +84,7 @@ def bench_head(benchmark: Any, sized: Any, shape: HeadShape) -> None:
         flops=6.0 * shape.tokens * shape.features * shape.classes,
         facts={"extra_bytes": memory},
     )
-    race(benchmark, case, [partial(step, ours, *given)], peers)
+    race(benchmark, case, [partial(step, ours, *given)], peers, warm_rounds=1)  # a round takes minutes
 
 
 # Given logits
@@ -104,7 +104,7 @@ def bench_logits(benchmark: Any, sized: Any, shape: RowsShape) -> None:
             torch.randn(shape.rows, shape.features).mul(3).to(DTYPES[shape.dtype]).requires_grad_(),
             torch.randint(shape.features, (shape.rows,)),
         )
-        for _ in range(sets_for(benchmark, moved))
+        for _ in range(sets_for(benchmark, moved, contestants=4))
     ]
 
     def thunks(loss: Callable[[Tensor, Tensor], Any]) -> list[Thunk]:

@@ -44,7 +44,7 @@ def torchs(mask: Tensor, shape: AttentionShape, q: Tensor, k: Tensor, v: Tensor)
 
 def operands(benchmark: Any, shape: AttentionShape, *, backward: bool = False) -> list[list[Tensor]]:
     size = (shape.batch, shape.heads_q, shape.seqlen, shape.head_dim)
-    sets = sets_for(benchmark, shape.bytes(backward=backward))
+    sets = sets_for(benchmark, shape.bytes(backward=backward), contestants=2)
     return [[torch.randn(size).to(DTYPES[shape.dtype]) for _ in range(3)] for _ in range(sets)]
 
 

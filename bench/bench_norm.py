@@ -48,7 +48,7 @@ def operands(shape: RowsShape, *, gradient: bool) -> tuple[Tensor, Tensor]:
 def bench_forward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
     shape = sized(shape)
     moved = elementwise_bytes(shape.elements, shape.itemsize, reads=1, writes=1)
-    sets = [operands(shape, gradient=False) for _ in range(sets_for(benchmark, moved))]
+    sets = [operands(shape, gradient=False) for _ in range(sets_for(benchmark, moved, contestants=4))]
 
     def thunks(op: Any) -> list[Thunk]:
         return [partial(op, *o) for o in sets]
@@ -65,7 +65,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
 def bench_forward_backward(benchmark: Any, sized: Any, shape: RowsShape) -> None:
     shape = sized(shape)
     moved = elementwise_bytes(shape.elements, shape.itemsize, reads=3, writes=2)  # x; x, dy; y; dx
-    sets = [operands(shape, gradient=True) for _ in range(sets_for(benchmark, moved))]
+    sets = [operands(shape, gradient=True) for _ in range(sets_for(benchmark, moved, contestants=4))]
     gradients = [torch.randn_like(x) for x, _ in sets]
 
     def thunks(op: Any) -> list[Thunk]:

@@ -57,7 +57,7 @@ def backward(attention: Any, shape: AttentionShape, tensors: Sequence[Tensor], d
 @pytest.mark.parametrize("shape", PIECEWISE, ids=lambda shape: shape.name)
 def bench_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     shape = sized(shape)
-    sets = [operands(shape) for _ in range(sets_for(benchmark, 1.5 * shape.bytes()))]
+    sets = [operands(shape) for _ in range(sets_for(benchmark, 1.5 * shape.bytes(), contestants=4))]
     with torch.no_grad():
         thunks = {
             attention: [partial(attention, shape, *tensors) for tensors in sets]
@@ -75,7 +75,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
 @pytest.mark.parametrize("shape", PIECEWISE, ids=lambda shape: shape.name)
 def bench_backward(benchmark: Any, sized: Any, shape: AttentionShape) -> None:
     shape = sized(shape)
-    sets = [operands(shape) for _ in range(sets_for(benchmark, 1.5 * shape.bytes(backward=True)))]
+    sets = [operands(shape) for _ in range(sets_for(benchmark, 1.5 * shape.bytes(backward=True), contestants=4))]
     douts = [torch.randn_like(tensors[0]) for tensors in sets]
 
     def thunks(attention: Any) -> list[Thunk]:

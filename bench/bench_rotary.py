@@ -30,7 +30,7 @@ def bench_forward(benchmark: Any, sized: Any, shape: RotaryShape) -> None:
     angles = torch.rand(shape.seqlen, shape.head_dim // 2) * 6.28
     cos, sin = angles.cos(), angles.sin()
     size = (1, shape.seqlen, shape.heads, shape.head_dim)
-    sets = [torch.randn(size).to(DTYPES[shape.dtype]) for _ in range(sets_for(benchmark, moved))]
+    sets = [torch.randn(size).to(DTYPES[shape.dtype]) for _ in range(sets_for(benchmark, moved, contestants=4))]
 
     def thunks(op: Any) -> list[Thunk]:
         return [partial(op, x, cos, sin) for x in sets]

@@ -22,6 +22,7 @@ from bench.timing import Case, Peer, Thunk, agree, race
 transformers = pytest.importorskip("transformers")
 
 BATCH, SEQLEN = 2, 512
+SECONDS = 40.0  # of rounds per case
 
 
 def llama_like(model: Aquila2ForCausalLM) -> nn.Module:
@@ -54,6 +55,21 @@ def steps(model: nn.Module, loss_of: Loss, batches: list[Tensor]) -> list[Thunk]
     return [partial(step, ids) for ids in batches]
 
 
+def products(model: nn.Module, tokens: int) -> Peer:
+    """A probe: the products of the linear layers alone, forward and both gradients, as torch forms them for Llama."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    weights = [layer.weight.detach() for layer in layers]  # each (outputs, inputs)
+    widths = {width for weight in weights for width in weight.shape}
+    rows = {width: torch.randn(tokens, width) for width in widths}
+
+    def multiply() -> None:
+        for weight in weights:
+            x, dy = rows[weight.shape[1]], rows[weight.shape[0]]
+            F.linear(x, weight), dy @ weight, dy.t() @ x
+
+    return Peer([multiply], flops=6.0 * tokens * sum(weight.numel() for weight in weights))
+
+
 @pytest.mark.parametrize("rival", ["eager", "compiled"])
 def bench_step(benchmark: Any, rival: str) -> None:
     if rival == "compiled" and not benchmark.enabled:
@@ -70,6 +86,7 @@ def bench_step(benchmark: Any, rival: str) -> None:
     forward = llama_logits if rival == "eager" else compiled(llama_logits)
     # Both start from the same weights and see the same batches, so their losses stay together.
     peers = {f"HF Llama {rival}": Peer(steps(llama, loss_of_logits(forward), batches), agrees=agree(1e-3))}
+    peers["products alone"] = products(llama, BATCH * seqlen)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     multiplied = parameters - model.model.embed_tokens.weight.numel()
     tokens = BATCH * seqlen
@@ -80,4 +97,4 @@ def bench_step(benchmark: Any, rival: str) -> None:
         flops=6.0 * multiplied * tokens,
         facts={"tokens": tokens},
     )
-    race(benchmark, case, steps(model, model.loss, batches), peers, budget=5.0)
+    race(benchmark, case, steps(model, model.loss, batches), peers, budget=SECONDS)

@@ -1,7 +1,8 @@
 """Alternating measurement: in every round each contestant runs once, ours last, each on its next set of buffers.
 
 A machine has fast and slow minutes. Two medians taken one after the other compare the minutes as much as the code, so a
-ratio is formed inside each round and the median of those ratios is what the report quotes.
+ratio is formed inside each round and the median of those ratios is what the report quotes. Where contestants are given
+the same sets of buffers, each takes another one in a round, so that nobody finds in the caches what another just read.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Peer:
     flops: float = 0.0
     bytes: float = 0.0
     agrees: Callable[[Any, Any], None] | None = None  # (ours, theirs): raises where the results differ
+    warm: bool = False  # runs once more before it is timed: a rate on operands that are in the caches
 
 
 @dataclass
@@ -57,9 +59,12 @@ def rotation_count(bytes_per_call: float, rounds: int = MAX_ROUNDS) -> int:
     return max(2, min(rounds, 16, math.ceil(2 * last_level_cache_bytes() / max(1.0, bytes_per_call))))
 
 
-def sets_for(benchmark: Any, bytes_per_call: float) -> int:
-    """How many sets of buffers a bench makes: one where nothing is measured."""
-    return rotation_count(bytes_per_call) if benchmark.enabled else 1
+def sets_for(benchmark: Any, bytes_per_call: float, contestants: int = 1) -> int:
+    """How many sets of buffers a bench makes: one where nothing is measured.
+
+    Contestants that share the sets need one more than they are, so that none follows on the set of the one before.
+    """
+    return max(rotation_count(bytes_per_call), contestants + 1) if benchmark.enabled else 1
 
 
 def rounds_for(seconds_per_round: float, budget: float = SECONDS_PER_CASE) -> int:
@@ -81,31 +86,49 @@ class _Alternation:
         self.results: dict[str, Any] = {}
 
     def before_ours(self) -> tuple[tuple[Thunk], dict[str, Any]]:
-        for name, peer in self.peers.items():
-            thunk = peer.buffers[self.turn % len(peer.buffers)]
+        for place, (name, peer) in enumerate(self.peers.items()):
+            thunk = self._of(peer.buffers, place)
             self.results.pop(name, None)  # frees the last result outside the timed part
+            if peer.warm:
+                thunk()
             start = time.perf_counter()
             result = thunk()
             seconds = time.perf_counter() - start
             if self.recording:
                 self.samples[name].append(seconds)
             self.results[name] = result
-        thunk = self.ours[self.turn % len(self.ours)]
+        thunk = self._of(self.ours, len(self.peers))
         self.turn += 1
         return (thunk,), {}
 
-    def warm_up(self) -> float:
-        """One round, and a second one if the first was short; returns the seconds of the last."""
+    def _of(self, buffers: Sequence[Thunk], place: int) -> Thunk:
+        """The set of this turn; while it is measured, later contestants of a round are as far behind as there are sets.
+
+        A set then comes back to the next contestant after a whole round at least.
+        """
+        behind = place * max(1, len(buffers) // (len(self.peers) + 1)) if self.recording else 0
+        return buffers[(self.turn - behind) % len(buffers)]
+
+    def warm_up(self, rounds: int) -> float:
+        """Untimed rounds on the same sets for all, whose results are compared; returns the seconds of the last.
+
+        The first may hold a compilation, so only the second tells how long a round takes.
+        """
         seconds = 0.0
-        for _ in range(2):
+        for _ in range(rounds):
             start = time.perf_counter()
             (thunk,), _ = self.before_ours()
-            thunk()
+            result = thunk()
             seconds = time.perf_counter() - start
-            if seconds > SECONDS_PER_CASE / 2:
-                break
+        self.compare(result)
         self.recording = True
         return seconds
+
+    def compare(self, ours: Any) -> None:
+        """Raises where a peer's last result differs from ours."""
+        for name, peer in self.peers.items():
+            if peer.agrees is not None:
+                peer.agrees(ours, self.results[name])
 
 
 def race(
@@ -115,19 +138,19 @@ def race(
     peers: dict[str, Peer],
     *,
     budget: float = SECONDS_PER_CASE,
+    warm_rounds: int = 2,
 ) -> Any:
     """Measures `ours` with pytest-benchmark and the peers between its rounds; checks results; fills `extra_info`."""
     if not benchmark.enabled:  # only results count then
         peers = {name: peer for name, peer in peers.items() if not (peer.flops or peer.bytes)}
     alternation = _Alternation(peers, ours)
-    rounds = rounds_for(alternation.warm_up(), budget) if benchmark.enabled else 1
+    rounds = rounds_for(alternation.warm_up(warm_rounds), budget) if benchmark.enabled else 1
     benchmark.group = f"{case.suite} {case.group}"
     busy = _CpuShare()
     result = benchmark.pedantic(_call, setup=alternation.before_ours, rounds=rounds, warmup_rounds=0)
-    for name, peer in peers.items():
-        if peer.agrees is not None:
-            peer.agrees(result, alternation.results[name])
-    if benchmark.enabled:
+    if not benchmark.enabled:
+        alternation.compare(result)
+    else:
         times = benchmark.stats.stats.data
         benchmark.extra_info.update(
             summary(case, times, peers, alternation.samples), others_cpu=round(busy.others(), 3)

@@ -122,6 +122,17 @@ def test_a_busy_machine_meets_no_bar_and_what_was_not_measured_is_said() -> None
         assert [line[-1] for line in lines].count("not measured") == len(BARS) - 1
 
 
+def test_a_worst_case_misses_as_its_own_row_does_and_is_met_by_all() -> None:
+    loud = {"suite": "s", "class": "a", "shape": "", "peers": {"p": {"times_ours": 2.0}}, "others_cpu": 0.4}
+    quiet = {"suite": "s", "class": "b", "shape": "", "peers": {"p": {"times_ours": 1.1}}, "others_cpu": 0.02}
+    worst = judge(Bar("worst", "s", ">=", 1.2, faster_than("p"), "worst case"), [loud, quiet])
+    assert worst is not None and worst.in_words == "NO"
+    met = judge(Bar("worst", "s", ">=", 1.0, faster_than("p"), "worst case"), [loud, quiet])
+    assert met is not None and met.in_words == "doubtful: other processes took 40 %"  # quietly, `a` might be worse
+    mean = judge(Bar("mean", "s", ">=", 1.2, faster_than("p")), [loud, quiet])
+    assert mean is not None and mean.in_words == "doubtful: other processes took 40 %"
+
+
 def test_every_bar_names_a_suite_once() -> None:
     names = [bar.what for bar in BARS]
     assert len(names) == len(set(names))
