@@ -57,18 +57,18 @@ demo: build
 bench: build
 	$(PYTHON) -m bench $(BENCH_ARGS)
 
-CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
+CPP_FILES = $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PYTHON_FILES = $(wildcard setup.py flagattn aquila2 tests bench docs/*.py)
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check $(PYTHON_FILES)
 	$(PYTHON) -m ruff format --check $(PYTHON_FILES)
 	$(PYTHON) -m mypy
-	@$(if $(CPP_FILES),$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES))
+	@$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES)
 
 format: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check --fix-only -q $(PYTHON_FILES)
 	$(PYTHON) -m ruff format -q $(PYTHON_FILES)
-	@$(if $(CPP_FILES),$(CLANG_FORMAT) -i $(CPP_FILES))
+	@$(CLANG_FORMAT) -i $(CPP_FILES)
 
 # Other projects' own tests, from a checkout, on the CPU: make conformance SUITE=flash-attention SRC=folder CASES=1000
 SUITE ?= flash-attention

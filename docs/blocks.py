@@ -367,6 +367,62 @@ def errors(language: str, up: str) -> str:
     return f"{report.markdown(header, lines)}\n\n{source}. [{file}]({up}{file}){unmeasured}"
 
 
+def _fused_study() -> tuple[str, dict[str, Any]] | None:
+    """The study of the fused ops on one thread, with its path."""
+    path = f"bench/results/{report.quoted_machine()}/studies/fused_ops.json"
+    file = results.ROOT / path
+    return (path, json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def fused_ops(language: str, up: str) -> str:
+    """Times of the fused ops on one thread beside a copy and torch.compile."""
+    if (found := _fused_study()) is None:
+        return _nothing(language)
+    path, study = found
+    words = ("op", "dtype", "ours, ms", "torch.compile, ms", "ours / copy of the same bytes", "torch.compile / ours")
+    lines = [
+        [
+            op,
+            {"float32": "fp32", "bfloat16": "bf16"}[dtype],
+            *(f"{row[name]:.2f}" for name in ("ours_ms", "torch.compile_ms", "ours_over_copy")),
+            f"{1 / row['ours_over_torch.compile']:.2f}",
+        ]
+        for dtype, ops in study["ops"].items()
+        for op, row in ops.items()
+    ]
+    table = report.markdown([phrase(word, language) for word in words], lines)
+    return f"{table}\n\n`{study['command']}`, torch {study['torch']}. [fused_ops.json]({up}{path})"
+
+
+CALL_LIMITS = {"without gradient": 30.0, "with gradient": 60.0}  # microseconds that a call may cost
+
+
+def call_costs(language: str, up: str) -> str:
+    """What a call on tiny tensors costs, and which calls cost more than they may."""
+    if (found := _fused_study()) is None:
+        return _nothing(language)
+    path, study = found
+    costs = study["call_us"]
+    header = [phrase("op, µs per call", language), *(phrase(kind, language) for kind in CALL_LIMITS)]
+    ops = next(iter(costs.values()))
+    lines = [[op, *(f"{costs[kind][op]:.1f}" for kind in CALL_LIMITS)] for op in ops]
+    over = {
+        kind: [
+            f"`{op}` ({cost:.1f})" for op, cost in costs[kind].items() if cost > limit and not op.startswith("torch")
+        ]
+        for kind, limit in CALL_LIMITS.items()
+    }
+    between = "、" if language == "zh" else ", "
+    sentences = [
+        phrase("call limit", language).format(
+            limit=f"{limit:.0f}", kind=phrase(kind, language), ops=between.join(over[kind]) or phrase("none", language)
+        )
+        for kind, limit in CALL_LIMITS.items()
+    ]
+    told = ("" if language == "zh" else " ").join(sentences)
+    return f"{report.markdown(header, lines)}\n\n{told} [fused_ops.json]({up}{path})"
+
+
 # ----------------------------------------------------------------------------------------------- other projects' tests
 
 

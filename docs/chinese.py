@@ -59,6 +59,18 @@ _PHRASES = {
         "Judged by the rule in the tests like all others, but not in this table before the study's next run: {ops}.",
         "与其他算子一样由测试按上述规则检验，但要到下次测量时才会列入此表：{ops}。",
     ),
+    "ours, ms": ("ours, ms", "本项目，ms"),
+    "torch.compile, ms": ("torch.compile, ms", "torch.compile，ms"),
+    "ours / copy of the same bytes": ("ours / copy of the same bytes", "本项目 / 复制同样字节"),
+    "torch.compile / ours": ("torch.compile / ours", "torch.compile / 本项目"),
+    "op, µs per call": ("op, µs per call", "算子，每次调用的 µs"),
+    "without gradient": ("without gradient", "不求梯度"),
+    "with gradient": ("with gradient", "求梯度"),
+    "call limit": (
+        "A call may cost at most {limit} µs {kind}; these cost more: {ops}.",
+        "{kind}时一次调用至多应花 {limit} µs；超出的有：{ops}。",
+    ),
+    "none": ("none", "无"),
     "no results": ("No results are committed yet.", "仓库中暂无测量结果。"),
 }
 
@@ -75,6 +87,7 @@ BAR_WORDS = (
     ("against HF Llama SDPA", "与 HF Llama（SDPA）之比"),
     ("attention forward", "注意力前向"),
     ("attention backward", "注意力反向"),
+    ("torch's layout", "torch 的内存布局"),
     ("short sequences forward", "短序列前向"),
     ("short sequences backward", "短序列反向"),
     ("piecewise forward", "分段注意力前向"),

@@ -1,9 +1,9 @@
-"""Markers, threads and CPU levels for every test, and at the end of a run a count of what was skipped and why."""
+"""Markers, threads and CPU levels for every test; what was skipped and why, and where the time of a run went."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -36,6 +36,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
 
 
+def seconds_by_folder(durations: Iterable[tuple[str, float]]) -> Counter[str]:
+    """Of (node id, seconds): sums by the first two parts of the path, or one where the second is a file."""
+    sums: Counter[str] = Counter()
+    for node, seconds in durations:
+        *folders, _ = node.partition("::")[0].split("/")
+        sums["/".join(folders[:2])] += seconds  # type: ignore[assignment]
+    return sums
+
+
+LEAST_SECONDS = 60  # of a run whose shares are told
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(
@@ -46,3 +58,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skipped, by reason")
         for reason, count in reasons.most_common():
             terminalreporter.write_line(f"{count:6d}  {reason}")
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "duration")]
+    sums = seconds_by_folder((report.nodeid, report.duration) for report in reports)
+    if sum(sums.values()) >= LEAST_SECONDS:
+        terminalreporter.section("time, by folder")
+        for folder, seconds in sums.most_common():
+            terminalreporter.write_line(f"{seconds / 60:6.1f} min  {folder}")

@@ -15,9 +15,9 @@ ROOT = Path(flagattn.__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def dry_run(*arguments: str) -> str:
+def dry_run(*arguments: str, cwd: Path = ROOT) -> str:
     command = ["make", "--no-print-directory", "--dry-run", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 
 def test_pytest_arguments_pass_on() -> None:
@@ -42,3 +42,13 @@ def test_check_ends_with_pytest() -> None:
 
 def test_ci_runs_the_check() -> None:
     assert "make check" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_format_of_all_cpp_files_is_checked_without_git_too(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    names = {f"{folder}/part.{suffix}" for folder in ("csrc", "tests", "bench") for suffix in ("h", "cpp", "cu", "cuh")}
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    checks = dry_run("lint", "VENV=none", cwd=tmp_path).splitlines()[-1].split()
+    assert checks[:3] == ["clang-format", "--dry-run", "--Werror"] and set(checks[3:]) == names

@@ -13,7 +13,7 @@ READS = re.compile(
 )
 
 # What other programs define and we only pass on or look at.
-FOREIGN = {"CI", "GLIBC_TUNABLES", "HOME", "PATH", "TMPDIR", "OMP_NUM_THREADS"}
+FOREIGN = {"CI", "GLIBC_TUNABLES", "HOME", "PATH", "TMPDIR", "OMP_NUM_THREADS", "TORCHELASTIC_RESTART_COUNT"}
 
 
 def sources() -> list[Path]:
