@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <mutex>
 #include <new>
 #include <thread>
 
@@ -347,26 +346,27 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
   is_recording = global_options.recorded_block >= 0;
   const int workers = std::clamp(global_options.workers, 1, std::max(shape.blocks, 1));
   Residents residents(workers);
-  std::mutex mutex;
-  Status first_error;
-  Counters sum;
+  // They go when all have ended: the threads of a block that is done must not hand their numbers to another worker's.
+  std::deque<Worker> pool;
+  for (int i = 0; i < workers; ++i) pool.emplace_back(i, workers, shape, body, closure, residents);
+  std::vector<Status> ends(workers);
   const auto work = [&](int index) {
     const tsan::Unseen unseen;
-    Worker worker(index, workers, shape, body, closure, residents);
-    const Status status = worker.run();
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (first_error.ok()) first_error = status;
-    sum.add(worker.counters());
+    ends[index] = pool[index].run();
   };
   if (workers == 1) {
     work(0);
   } else {
-    std::vector<std::thread> pool;
-    for (int i = 0; i < workers; ++i) pool.emplace_back(work, i);
-    for (std::thread& thread : pool) thread.join();
+    std::vector<std::thread> threads;
+    for (int i = 0; i < workers; ++i) threads.emplace_back(work, i);
+    for (std::thread& thread : threads) thread.join();
   }
+  const tsan::Unseen unseen;
+  Counters sum;
+  for (const Worker& worker : pool) sum.add(worker.counters());
   global_counters = sum;
-  return first_error;
+  const auto error = std::find_if(ends.begin(), ends.end(), [](const Status& end) { return !end.ok(); });
+  return error == ends.end() ? Status::success() : *error;
 }
 
 }  // namespace flagattn::host_exec

@@ -67,5 +67,6 @@ def test_stopped(check: str, build: str) -> None:
 
 @pytest.mark.parametrize("check", RACES)
 def test_races_are_reported_by_thread_sanitizer(check: str) -> None:
-    done = run_program("runner_check", "tsan", check)
-    assert done.returncode == 66 and "data race" in done.stdout, done.stdout[:4000]
+    for _ in range(10):  # whichever thread comes first
+        done = run_program("runner_check", "tsan", check)
+        assert done.returncode == 66 and "data race" in done.stdout, done.stdout[:4000]
