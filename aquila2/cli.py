@@ -1,4 +1,4 @@
-"""The command `aquila2`: train, generate, tokenizer, configs, ledger, mentor, report, demo."""
+"""The command `aquila2`: train, generate, tokenizer, configs, import-megatron, ledger, mentor, report, demo."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from aquila2.checkpoint import from_pretrained
+from aquila2.checkpoint import from_pretrained, save_pretrained
 from aquila2.config import PRESETS, Aquila2Config
 from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.heurimentor.commands import add_commands
 from aquila2.heurimentor.engine.world import OtherRankFailed
 from aquila2.heurimentor.report.page import write_report
+from aquila2.megatron import from_megatron
 from aquila2.sampling import Sampling
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import newest_valid
@@ -29,6 +30,7 @@ from aquila2.training.sources import read_documents
 from aquila2.training.trainer import ASKED, Result, train
 
 RECIPES = Path(__file__).parent / "recipes"
+DTYPES = ("float32", "bfloat16", "float16")
 # The console script beside the running Python, so that a printed command works without activating the environment.
 COMMAND = Path(sys.executable).with_name("aquila2")
 
@@ -135,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--top-p", type=float, default=1.0)
     command.add_argument("--seed", type=int, default=None)
     command.add_argument("--stop", action="append", default=[], help="string that ends the text; may be repeated")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
+    command.add_argument("--dtype", choices=DTYPES, default=None)
     command.add_argument("--device", default="cpu")
     command.set_defaults(run=_generate)
 
@@ -157,6 +159,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("configs", help="print the named configurations")
     command.set_defaults(run=_configs)
+
+    command = commands.add_parser(
+        "import-megatron", help="make one model of the parts that Megatron or FlagScale saved"
+    )
+    command.add_argument("folder", help="the checkpoint's folder, or one of its iterations with mp_rank_* in it")
+    command.add_argument("out", help="folder for the model")
+    command.add_argument("--config", required=True, help="a config.json, or the name of a configuration (see configs)")
+    command.add_argument("--dtype", choices=DTYPES, default=None, help="by default that of the files")
+    command.add_argument(
+        "--rotary-interleaved-patch", action="store_true", help="the run had this option, and its files do not tell"
+    )
+    command.set_defaults(run=_import_megatron)
 
     add_commands(commands)
 
@@ -243,6 +257,17 @@ def _tokenizer_decode(parsed: argparse.Namespace) -> int:
 
 def _configs(parsed: argparse.Namespace) -> int:
     print(config_table())
+    return 0
+
+
+def _import_megatron(parsed: argparse.Namespace) -> int:
+    named = parsed.config.lower() in PRESETS
+    config = Aquila2Config.named(parsed.config) if named else Aquila2Config.from_json(parsed.config)
+    dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
+    model = from_megatron(parsed.folder, config, dtype=dtype, interleaved_values=parsed.rotary_interleaved_patch)
+    save_pretrained(model, parsed.out)
+    kept = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    print(f"{config.num_parameters:,} parameters in {kept} in {parsed.out}")
     return 0
 
 
