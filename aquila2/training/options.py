@@ -135,6 +135,15 @@ class MonitorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """Questions that the model is asked while it trains. These may change like those of `run`."""
+
+    tasks: list[str] = field(default_factory=list)  # task files in lm_eval's form, or folders of them
+    every: int = 0  # steps between probes; 0 probes before and after only
+    limit: int = 0  # documents per task, the first ones; 0 takes all
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Where the run lives and what it writes. These may change between a run and its continuation."""
 
@@ -161,6 +170,7 @@ class Options:
     train: TrainOptions = field(default_factory=TrainOptions)
     run: RunOptions = field(default_factory=RunOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
     decisions: list[DecisionOptions] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -196,6 +206,8 @@ class Options:
                     ("run.save_every", self.run.save_every),
                     ("run.save_minutes", self.run.save_minutes),
                     ("run.eval_every", self.run.eval_every),
+                    ("probe.every", self.probe.every),
+                    ("probe.limit", self.probe.limit),
                 )
             ),
             (
@@ -316,7 +328,7 @@ def dump_options(options: Options) -> str:
 
 def changed_options(old: Options, new: Options) -> list[str]:
     """Dotted names of options that differ and may not change when a run is continued."""
-    sections = [f.name for f in dataclasses.fields(Options) if f.name not in ("run", "monitor")]
+    sections = [f.name for f in dataclasses.fields(Options) if f.name not in ("run", "monitor", "probe")]
     changed = []
     for section in sections:
         before, after = getattr(old, section), getattr(new, section)

@@ -26,6 +26,8 @@ from aquila2.heurimentor.ledger.lineage import Lineage
 from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.speed import Speed
 from aquila2.heurimentor.monitor.weights import largest_scores, weight_moments
+from aquila2.heurimentor.probes.scoring import make_probes, run_probes
+from aquila2.heurimentor.probes.tasks import read_tasks
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import (
@@ -105,6 +107,7 @@ def train(options: Options) -> Result:
 
         def make_ready() -> None:
             usable_device(options.train.device, "train.device")
+            read_tasks(options.probe.tasks)
             stack.enter_context(only_run_in(folder))
             honour_stop(folder)
             claim(folder, options)
@@ -151,6 +154,8 @@ class Loop:
         self.bf16 = options.train.precision == "bf16"
         self.stream = BatchStream(self.folder, options.data.seq_len, tokenizer_id(tokenizer))
         self.heldout = heldout_batches(self.folder / "data", options.data, options.batch.micro)
+        longest, limit = model.config.max_position_embeddings, options.probe.limit
+        self.probes = make_probes(options.probe.tasks, tokenizer, longest, limit)
         self.measured = {source.name for source in options.data.sources}
         self.watched = 0  # segments of the run whose held-out rows are among them, where they have any
         self.asked_to_stop = False
@@ -173,6 +178,7 @@ class Loop:
             self._watch(self.world.tell(lambda: self._segments(checkpoint)))
             if checkpoint is None:
                 self.progress.heldout = self._measure()
+                self._probe()
             before = after = self.progress.heldout
             with StopRequest() as stop, self._bar(total) as bar:
                 stopped_by = 0
@@ -192,6 +198,8 @@ class Loop:
                 after = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
             elif not stopped_by and not self._due(self.options.run.eval_every):
                 after = self._measure()
+            if not (finished or stopped_by or self._due(self.options.probe.every)):
+                self._probe()
         return Result(
             self.model,
             self.tokenizer,
@@ -234,6 +242,8 @@ class Loop:
         self.progress.tokens += tokens
         bar.update(order.count)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
+        if self._due(self.options.probe.every):
+            self._probe()
         return self._measure() if self._due(self.options.run.eval_every) else {}
 
     def _update(
@@ -346,6 +356,14 @@ class Loop:
         self.world.tell(lambda: self._first().measured(self.progress.step, losses))
         self.world.tell(self._look_inside)
         return losses
+
+    def _probe(self) -> None:
+        """Asks the questions of the task files, where there are any."""
+        if self.probes:
+            most = self.options.batch.micro * self.options.data.seq_len
+            found = run_probes(self.model, self.probes, most, self.device, self.bf16, self.world)
+            chances = {probe.task.name: probe.chance for probe in self.probes}
+            self.world.tell(lambda: self._first().probed(self.progress.step, found, chances))
 
     def _look_inside(self) -> None:
         """The first rank's look at weights, and at attention over the first held-out batch of every domain."""

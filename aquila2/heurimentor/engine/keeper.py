@@ -290,6 +290,12 @@ class Keeper:
         for alert in self.monitor.measured(losses, epochs, stage):
             self._tell(step, alert)
 
+    def probed(self, step: int, found: Mapping[str, Estimate], chances: Mapping[str, float]) -> None:
+        """Takes the shares of right answers, per task and metric, and per task what guessing would get."""
+        self.log.write("probe", step, {name: estimate.mean for name, estimate in found.items()})
+        self.log.write("probe_interval", step, {name: estimate.half for name, estimate in found.items()})
+        self.log.write("probe_chance", step, dict(chances))
+
     def inside(self, step: int, tokens: int, moments: Mapping[str, Moments], scores: Mapping[int, float]) -> None:
         """Takes mean and spread of the weights, layer by layer, and the largest attention scores of some layers."""
         values: dict[str, Any] = {"tokens": tokens}

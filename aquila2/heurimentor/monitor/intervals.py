@@ -57,3 +57,20 @@ def ratio(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
         return Estimate(mean, math.inf if math.isfinite(mean) else math.nan)
     spread = math.fsum((total - mean * count) ** 2 for total, count in records) * len(records) / (len(records) - 1)
     return Estimate(mean, quantile(len(records) - 1) * math.sqrt(spread) / targets)
+
+
+def proportion(hits: int, count: int) -> Estimate:
+    """A share of right answers, and how far the farther bound of Wilson's 95 % interval lies from it.
+
+    Wilson's bounds are (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n): unlike the normal ones they
+    stay apart where all answers are right, or none.
+
+    Raises:
+        ValueError: There are no answers, or more right ones.
+    """
+    if not 0 <= hits <= count or count < 1:
+        raise ValueError(f"hits must lie in [0, count] and count be at least 1, got {hits} and {count}")
+    p, square = hits / count, NORMAL**2 / count
+    middle = (p + square / 2) / (1 + square)
+    half = NORMAL * math.sqrt(p * (1 - p) / count + square / (4 * count)) / (1 + square)
+    return Estimate(p, abs(p - middle) + half)

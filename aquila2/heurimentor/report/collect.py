@@ -171,15 +171,18 @@ class RunView:
                     points.append((steps[index].number, drawn[name] / rows[name]))
         return curves
 
-    def heldout(self) -> dict[str, tuple[list[Point], list[float]]]:
-        """Every domain's held-out losses over steps, and half of each one's interval; "all" is their mean."""
-        halves = {record["step"]: record for record in self.of_kind("heldout_interval")}
+    def estimates(self, kind: str) -> dict[str, tuple[list[Point], list[float]]]:
+        """Every value of records of a kind over steps, and half of each one's interval.
+
+        Of kind "heldout" they are the domains' losses, "all" their mean; of kind "probe" the tasks' accuracies.
+        """
+        halves = {record["step"]: record for record in self.of_kind(f"{kind}_interval")}
         curves: dict[str, tuple[list[Point], list[float]]] = {}
-        for record in self.of_kind("heldout"):
-            for name, loss in record.items():
+        for record in self.of_kind(kind):
+            for name, value in record.items():
                 if name not in ("kind", "step"):
                     points, widths = curves.setdefault(name, ([], []))
-                    points.append((record["step"], loss))
+                    points.append((record["step"], value))
                     widths.append(halves.get(record["step"], {}).get(name, 0.0))
         return curves
 

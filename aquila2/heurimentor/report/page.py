@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aquila2.atomic import atomic_write
-from aquila2.heurimentor.report.charts import WIDTH, Chart, Series, number
+from aquila2.heurimentor.report.charts import COLOURS, WIDTH, Chart, Series, number
 from aquila2.heurimentor.report.collect import RunView, smoothed
 
 FILE = "report.html"
@@ -91,7 +91,8 @@ def charts_of(view: RunView) -> list[Chart]:
     marks, domains, end = view.marks(), view.domains(), float(view.step)
     colours = {name: number for number, name in enumerate(domains)}
     heldout = [
-        Series(name, points, "dots", halves, colours.get(name, 7)) for name, (points, halves) in view.heldout().items()
+        Series(name, points, "dots", halves, colours.get(name, 7))
+        for name, (points, halves) in view.estimates("heldout").items()
     ]
     losses = view.curve("loss")
 
@@ -106,6 +107,11 @@ def charts_of(view: RunView) -> list[Chart]:
         Chart(
             "heldout", "Held-out loss per domain", "cross-entropy (nats per token)", heldout,
             "bands: 95 % confidence intervals over held-out rows", marks, x_end=end,
+        ),
+        Chart(
+            "probes", "Downstream probes", "share of right answers", _probes(view),
+            "bands: 95 % confidence intervals over the questions; dashed: by chance", marks, percent=True,
+            from_zero=True, x_end=end,
         ),
         Chart(
             "loss", "Training loss", "cross-entropy (nats per token)",
@@ -156,6 +162,19 @@ def charts_of(view: RunView) -> list[Chart]:
     ]  # fmt: skip
 
 
+def _probes(view: RunView) -> list[Series]:
+    """The accuracies of every task, and what guessing would get, in the colour of the task's first."""
+    found: list[Series] = []
+    chances = {name: points for name, (points, _) in view.estimates("probe_chance").items()}
+    for colour, (name, (points, halves)) in enumerate(view.estimates("probe").items()):
+        task, _, metric = name.rpartition("/")
+        found.append(Series(f"{task}, {metric}", points, "dots", halves, colour % COLOURS))
+        chance = chances.pop(task, [])
+        if any(share for _, share in chance):
+            found.append(Series(f"{task}, chance", chance, "dashed", colour=colour % COLOURS))
+    return found
+
+
 def _figure(chart: Chart) -> str:
     note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
     legend = chart.legend() if len(chart.series) > 1 else ""
@@ -174,7 +193,7 @@ def _tiles(view: RunView) -> str:
         (number(view.samples * row_tokens), "tokens drawn"),
         (number(view.recent("loss")), "training loss, median of the last 64 steps"),
     ]
-    heldout = view.heldout().get("all")
+    heldout = view.estimates("heldout").get("all")
     if heldout:
         (_, loss), half = heldout[0][-1], heldout[1][-1]
         interval = f" ± {half:.3f}" if math.isfinite(half) else ""

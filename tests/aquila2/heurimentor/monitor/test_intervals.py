@@ -12,7 +12,7 @@ import torch
 
 from aquila2 import Aquila2ForCausalLM
 from aquila2.heurimentor.data.segment import write_segment
-from aquila2.heurimentor.monitor.intervals import Estimate, quantile, ratio
+from aquila2.heurimentor.monitor.intervals import NORMAL, Estimate, proportion, quantile, ratio
 from aquila2.training.data import Batch, heldout_batches
 from aquila2.training.metrics import heldout_loss
 from aquila2.training.options import DataOptions, SourceOptions
@@ -95,3 +95,19 @@ def test_a_model_s_rows(tiny_model: Aquila2ForCausalLM) -> None:
     assert found["a"].mean == pytest.approx(mean, rel=1e-5)
     assert found["a"].half == pytest.approx(ratio(each.double().sum(1).tolist(), [7, 7, 2]).half, rel=1e-6)
     assert found["all"].half == pytest.approx(found["a"].half / math.sqrt(2))
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 20), (3, 7), (50, 100), (20, 20), (1, 1)])
+def test_proportion_reaches_the_shares_that_would_still_be_believed(hits: int, count: int) -> None:
+    """Wilson's bounds are the shares x whose own deviation z sqrt(x (1 - x) / n) just reaches what was seen."""
+    p, half = proportion(hits, count)
+    assert p == hits / count
+    far = [x for x in np.linspace(0, 1, 100_001) if abs(p - x) <= NORMAL * math.sqrt(x * (1 - x) / count)]
+    assert half == pytest.approx(max(p - far[0], far[-1] - p), abs=2e-5)
+
+
+def test_proportion_of_nothing() -> None:
+    with pytest.raises(ValueError, match="got 0 and 0"):
+        proportion(0, 0)
+    with pytest.raises(ValueError, match="got 3 and 2"):
+        proportion(3, 2)

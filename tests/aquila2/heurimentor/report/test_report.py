@@ -109,7 +109,7 @@ def test_the_values_are_the_run_s(run: Path) -> None:
     view = RunView.of(run)
     charts = {chart.key: chart.data() for chart in charts_of(view)}
     for series in charts["heldout"]["series"]:
-        points, halves = view.heldout()[series["name"]]
+        points, halves = view.estimates("heldout")[series["name"]]
         assert len(series["rows"]) == len(points) == 5
         for row, (step, loss), half in zip(series["rows"], points, halves, strict=True):
             assert row[0] == step and row[1] == pytest.approx(loss, rel=1e-5)
