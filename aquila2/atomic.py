@@ -38,14 +38,11 @@ def path_beside(path: Path) -> Path:
 
 def settle(file: Path) -> None:
     """Forces a written file to the disk, with the usual rights: safetensors makes files only their owner can read."""
-    file.chmod(0o666 & ~_umask())
+    example = file.with_name(file.name + ".rights")  # to ask for the umask is to set it, for other threads too
+    example.touch()
+    file.chmod(example.stat().st_mode & 0o777)
+    example.unlink()
     fsync_path(file)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

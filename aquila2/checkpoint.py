@@ -129,15 +129,28 @@ def save_pretrained(
         max_shard_bytes: Weights beyond this size are split into several files with an index.
         dtype: Convert floating-point weights to this dtype.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    tensors = weights_of(model)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_weights(tensors, model.config, path, max_shard_bytes)
+
+
+def weights_of(model: Aquila2ForCausalLM) -> dict[str, Tensor]:
+    """The tensors that stand for a model in files, by their names there; they share its memory."""
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    return tensors
+
+
+def save_weights(
+    tensors: Mapping[str, Tensor], config: Aquila2Config, path: Path | str, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """What `save_pretrained` does, for the tensors of `weights_of` or copies of them."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
     stored = next(iter(tensors.values())).dtype
-    config = model.config.replace(dtype=str(stored).removeprefix("torch."))
+    config = config.replace(dtype=str(stored).removeprefix("torch."))
 
     shards = _split(tensors, max_shard_bytes)
     names = [SAFETENSORS_FILE]

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aquila2.atomic import atomic_path, atomic_write
-from aquila2.checkpoint import iterate_tensors, save_pretrained
-from aquila2.config import read_json
+from aquila2.checkpoint import iterate_tensors, save_weights, weights_of
+from aquila2.config import Aquila2Config, read_json
 from aquila2.heurimentor.ledger.lineage import Head
 from aquila2.heurimentor.verified import (
     NotVerified,
@@ -38,56 +39,99 @@ OPTIONS = "options.yaml"
 FAULTY, UNDONE = ".faulty", ".undone"
 
 
-def save_checkpoint(
-    folder: Path,
+class Contents(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        step: After which it is made; names the folder.
+        config: The model's,
+        weights: its tensors by their names in files,
+        moments: and the optimizer's as `parameter/key`, of those parameters that it has stepped.
+        random: The state of torch's generator.
+        state: The rest, JSON text.
+        head: Where the ledger stands.
+        heldout: The ids of the held-out segments, by the names of their sources.
+    """
+
+    step: int
+    config: Aquila2Config
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    random: Tensor
+    state: str
+    head: Head | None = None
+    heldout: Mapping[str, str] = MappingProxyType({})
+
+
+def contents_of(
     model: Aquila2ForCausalLM,
     optimizer: torch.optim.Optimizer,
-    tokenizer: Aquila2Tokenizer,
-    state: dict[str, Any],
-    keep: int,
+    state: Mapping[str, Any],
     head: Head | None = None,
-    options: Options | None = None,
     heldout: Mapping[str, str] | None = None,
+) -> Contents:
+    """What a checkpoint of this moment holds; its weights and moments are those in use, and change with them.
+
+    Args:
+        model: The model,
+        optimizer: and its optimizer.
+        state: JSON values; "step" names the folder.
+        head: See `Contents`.
+        heldout: See `Contents`.
+    """
+    moments = {
+        f"{name}/{key}": value.detach()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    text = json.dumps(finite(state), indent=2, allow_nan=False) + "\n"
+    random = torch.get_rng_state()
+    return Contents(state["step"], model.config, weights_of(model), moments, random, text, head, dict(heldout or {}))
+
+
+def save_checkpoint(
+    folder: Path, contents: Contents, tokenizer: Aquila2Tokenizer, keep: int, options: Options | None = None
 ) -> Path:
-    """Writes `folder/step-N`, N from state["step"], and removes older ones until `keep` are left.
+    """Writes `folder/step-N`, and removes older ones until `keep` are left.
 
     The one just written always stays, and so does what has a later step: nobody has looked whether that is whole.
     A checkpoint is also a model folder: `from_pretrained` and `Aquila2Tokenizer.from_pretrained` read it. The manifest
-    with the SHA-256 of every file, and with the ledger's `head`, is written last, then the folder gets its name, so a
+    with the SHA-256 of every file, and with the ledger's head, is written last, then the folder gets its name, so a
     folder with that name is whole. `options.yaml` in it is the run's configuration, which `aquila2 train` takes.
 
     Args:
         folder: The run's checkpoints.
-        model: Its weights are saved,
-        optimizer: its moments, of those parameters that it has stepped,
-        tokenizer: and its files.
-        state: JSON values; "step" names the folder.
+        contents: What is saved.
+        tokenizer: Its files are saved too.
         keep: How many stay.
-        head: Where the ledger stands.
         options: The run's.
-        heldout: The ids of the held-out segments, by the names of their sources.
 
     Raises:
         ValueError: keep is less than 1.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    target = folder / f"{PREFIX}{state['step']:08d}"
-    facts: dict[str, Any] = {"ledger": head.facts()} if head else {}
-    with verified_folder(target, {**facts, "heldout": dict(heldout or {})}) as temporary:
-        save_pretrained(model, temporary)
+    target = checkpoint_path(folder, contents.step)
+    facts: dict[str, Any] = {"ledger": contents.head.facts()} if contents.head else {}
+    with verified_folder(target, {**facts, "heldout": dict(contents.heldout)}) as temporary:
+        save_weights(contents.weights, contents.config, temporary)
         tokenizer.save_pretrained(temporary)
         for name, tensors in (
-            ("optimizer.safetensors", _optimizer_tensors(model, optimizer)),
-            ("rng.safetensors", {"torch": torch.get_rng_state()}),
+            ("optimizer.safetensors", {key: value.contiguous() for key, value in contents.moments.items()}),
+            ("rng.safetensors", {"torch": contents.random}),
         ):
             with atomic_path(temporary / name) as path:
                 save_file(tensors, path)
         if options is not None:
             atomic_write(temporary / OPTIONS, dump_options(options))
-        atomic_write(temporary / "state.json", json.dumps(finite(state), indent=2, allow_nan=False) + "\n")
+        atomic_write(temporary / "state.json", contents.state)
     keep_newest(target, PREFIX, keep)
     return target
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands in the folder of a run's checkpoints."""
+    return folder / f"{PREFIX}{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -191,11 +235,3 @@ def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.opti
         }
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
     return state_of(path)
-
-
-def _optimizer_tensors(model: Aquila2ForCausalLM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value.contiguous()
-    return tensors

@@ -26,6 +26,14 @@ ENDINGS = (".tmp", ".deleted", ".aside", ".faulty")
 OF_THE_MACHINE = ("batch.micro", "train.device", "train.activation_checkpointing", "train.compile", "train.shares")
 
 
+class OptionError(ValueError):
+    """What is wrong with one option, which `option` names with its sections."""
+
+    def __init__(self, sentence: str, option: str) -> None:
+        super().__init__(sentence)
+        self.option = option
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """One source of text: its name in reports, where it is, and its share of the training samples."""
@@ -151,6 +159,7 @@ class RunOptions:
     save_every: int = 0  # steps between checkpoints; 0 saves only at the end and on interruption
     save_minutes: float = 30.0  # minutes after which a checkpoint is made at the latest; 0 does without
     timeout_minutes: float = 30.0  # after which ranks that wait for another end; saving a large model may take longer
+    save: str = "async"  # async: a copy is written while training goes on, which takes as much memory again; or sync
     keep: int = 2  # newest checkpoints kept, at least 1
     eval_every: int = 0  # steps between held-out losses; 0 measures before and after only
     tensorboard: bool = True
@@ -248,6 +257,7 @@ class Options:
                 f"monitor.not_finite must be skip, rewind or stop, got {self.monitor.not_finite!r}",
             ),
             (self.run.timeout_minutes > 0, f"run.timeout_minutes must be positive, got {self.run.timeout_minutes}"),
+            (self.run.save in ("async", "sync"), f"run.save must be async or sync, got {self.run.save!r}"),
             (self.run.keep > 0, f"run.keep must be at least 1, got {self.run.keep}"),
             *(
                 (
@@ -292,9 +302,27 @@ def load_options(path: Path | str, overrides: Sequence[str] = ()) -> Options:
     Raises:
         ValueError: An unknown option, a value of the wrong type, or values that do not fit together.
     """
+    return parse_options(overridden(read_entries(path), overrides))
+
+
+def read_entries(path: Path | str) -> dict[str, Any]:
+    """The sections of a YAML file, nothing of which is checked yet.
+
+    Raises:
+        ValueError: It is no YAML, or holds no sections.
+    """
     entries = _parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(entries, dict):
         raise ValueError(f"{path} must hold sections with options, got {entries!r:.60}")
+    return entries
+
+
+def overridden(entries: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The entries, in which overrides like `optimizer.lr=3e-4` have been put.
+
+    Raises:
+        ValueError: One does not look like that.
+    """
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -306,7 +334,7 @@ def load_options(path: Path | str, overrides: Sequence[str] = ()) -> Options:
             if not isinstance(place, dict):
                 raise ValueError(f"{key} is not an option: {section} is not a section")
         place[last] = _parse_yaml(text, key)
-    return parse_options(entries)
+    return entries
 
 
 def _parse_yaml(text: str, place: str) -> Any:
@@ -318,7 +346,7 @@ def _parse_yaml(text: str, place: str) -> Any:
 
 def parse_options(entries: Mapping[str, Any]) -> Options:
     """Options from nested mappings, e.g. parsed YAML."""
-    return _build(Options, entries, "")
+    return build_section(Options, entries, "")
 
 
 def dump_options(options: Options) -> str:
@@ -343,18 +371,24 @@ def changed_options(old: Options, new: Options) -> list[str]:
     return [name for name in changed if name not in OF_THE_MACHINE]
 
 
-def _build(cls: type[T], entries: Any, where: str) -> T:
+def build_section(cls: type[T], entries: Any, where: str) -> T:
+    """A dataclass from a mapping, whose values are converted to its fields' types; `where` names it in sentences.
+
+    Raises:
+        OptionError: An unknown option, or a value of the wrong type.
+    """
     if not isinstance(entries, Mapping):
-        raise ValueError(f"{where or 'the configuration'} must be a section with options, got {entries!r}")
+        raise OptionError(f"{where or 'the configuration'} must be a section with options, got {entries!r}", where)
     hints = typing.get_type_hints(cls)
     unknown = sorted(str(key) for key in entries if key not in hints)
-    if unknown:
-        raise ValueError(f"{where or 'the configuration'} has no option {unknown[0]!r}; it has {', '.join(hints)}")
     prefix = f"{where}." if where else ""
+    if unknown:
+        sentence = f"{where or 'the configuration'} has no option {unknown[0]!r}; it has {', '.join(hints)}"
+        raise OptionError(sentence, prefix + unknown[0])
     try:
         return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in entries.items()})
     except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise OptionError(f"{where}: {error}", where) from error
 
 
 def _convert(value: Any, wanted: Any, where: str) -> Any:
@@ -363,14 +397,14 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(value, inner[0], where)
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
-        return _build(wanted, value, where)
+        return build_section(wanted, value, where)
     if origin is list:
         if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, got {value!r}")
+            raise OptionError(f"{where} must be a list, got {value!r}", where)
         return [_convert(item, inner[0], f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be a section, got {value!r}")
+            raise OptionError(f"{where} must be a section, got {value!r}", where)
         return dict(value)
     try:
         if wanted is float and not isinstance(value, bool):
@@ -383,4 +417,4 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
         return value
     if wanted is str and isinstance(value, (str, int, float)):
         return str(value)
-    raise ValueError(f"{where} must be {getattr(wanted, '__name__', wanted)}, got {value!r}")
+    raise OptionError(f"{where} must be {getattr(wanted, '__name__', wanted)}, got {value!r}", where)

@@ -18,12 +18,13 @@ from aquila2.device import usable_device
 from aquila2.heurimentor.data.schedule import OpenSegment
 from aquila2.heurimentor.data.stream import BatchStream, Part
 from aquila2.heurimentor.engine.gradients import GradientSum
-from aquila2.heurimentor.engine.keeper import Keeper, Order, Stop, Suspects
+from aquila2.heurimentor.engine.keeper import Keeper, Order, Stop, Suspects, Verdict
 from aquila2.heurimentor.engine.world import World, checksum, ranks_of
 from aquila2.heurimentor.ledger.book import NAME, share_out
 from aquila2.heurimentor.ledger.chain import scan
 from aquila2.heurimentor.ledger.lineage import Lineage
 from aquila2.heurimentor.monitor.intervals import Estimate
+from aquila2.heurimentor.monitor.monitor import Alert
 from aquila2.heurimentor.monitor.speed import Speed
 from aquila2.heurimentor.monitor.weights import largest_scores, weight_moments
 from aquila2.heurimentor.probes.scoring import make_probes, run_probes
@@ -32,10 +33,10 @@ from aquila2.model import Aquila2ForCausalLM
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import (
     checkpoint_to_continue,
+    contents_of,
     head_of,
     list_checkpoints,
     load_checkpoint,
-    save_checkpoint,
     state_of,
     step_of,
 )
@@ -45,6 +46,7 @@ from aquila2.training.memory import keep_freed_memory
 from aquila2.training.metrics import MetricsLog, heldout_loss
 from aquila2.training.optim import make_adamw
 from aquila2.training.options import Options
+from aquila2.training.saver import Saver
 from aquila2.training.setup import claim, heal_tokenizer, heldout_ids, honour_stop, mend_data, tokenizer_for
 from aquila2.training.signals import StopRequest
 
@@ -163,6 +165,7 @@ class Loop:
         self.speed = Speed(model.config, options.data.seq_len, device, world.size)
         self.progress = Progress()
         self.keeper: Keeper | None = None
+        self.saver: Saver | None = None
 
     def run(self) -> Result:
         """Trains to the end or to a signal."""
@@ -193,7 +196,9 @@ class Loop:
                     if stepped and (self._due(self.options.run.save_every) or code % 2):
                         checkpoint = self._save()
                 if checkpoint is None or step_of(checkpoint) != self.progress.step:
-                    checkpoint = self._save()
+                    checkpoint = self._save(last=True)
+                elif not finished:
+                    self.world.tell(lambda: self._saver().wait())
             if finished:
                 after = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
             elif not stopped_by and not self._due(self.options.run.eval_every):
@@ -214,7 +219,7 @@ class Loop:
     def _one_step(self, bar: tqdm[Any]) -> dict[str, Estimate]:
         """One optimizer step with its record; returns held-out losses where they were due, else nothing."""
         started = self.clock()
-        order = self.world.tell(lambda: self._first().order())
+        order = self.world.tell(self._next_order)
         if isinstance(order, Stop):
             self.asked_to_stop = True
             return {}
@@ -279,7 +284,7 @@ class Loop:
         alert, norm = self.world.tell(lambda: (self._first().judge(total, mine), mine))
         if alert is not None:
             suspects = self.world.gather(self._suspects(order, places, part, losses, count))
-            verdict = self.world.tell(lambda: self._first().verdict(order, alert, total, norm, suspects))
+            verdict = self.world.tell(lambda: self._verdict(order, alert, total, norm, suspects))
             if not verdict.applies:
                 self.optimizer.zero_grad(set_to_none=True)
                 if verdict.stop is not None:
@@ -312,10 +317,14 @@ class Loop:
 
     def _stop(self, reason: str) -> None:
         """Saves what stands before the step that ends the run."""
-        newest = list_checkpoints(self.folder / "checkpoints")[:1]
-        if self.progress.step and self.world.tell(lambda: not newest or step_of(newest[0]) != self.progress.step):
-            self._save()
+        if self.progress.step and self.world.tell(self._is_unsaved):
+            self._save(last=True)
         self.world.tell(lambda: self._first().stop(reason))
+
+    def _is_unsaved(self) -> bool:
+        self._saver().wait()
+        newest = list_checkpoints(self.folder / "checkpoints")[:1]
+        return not newest or step_of(newest[0]) != self.progress.step
 
     def _compare_weights(self) -> None:
         """Sends the first rank's weights and moments to all where one has others, and has it told."""
@@ -393,44 +402,49 @@ class Loop:
             watched = state_of(checkpoint).get("monitor") if checkpoint else None
             self.keeper = Keeper(self.options, head, self.world.size, log, watched)
             stack.callback(self.keeper.close)
+            self.saver = stack.enter_context(Saver(self.folder / "checkpoints", self.tokenizer, self.options))
 
     def _first(self) -> Keeper:
         """The keeper, which the first rank has while its run is not at its end."""
         assert self.keeper is not None
         return self.keeper
 
+    def _saver(self) -> Saver:
+        """What writes checkpoints, on the first rank."""
+        assert self.saver is not None
+        return self.saver
+
+    def _next_order(self) -> Order | Stop | None:
+        """The next step, unless the last checkpoint could not be written."""
+        self._saver().check()
+        return self._first().order()
+
+    def _verdict(self, order: Order, alert: Alert, loss: float, norm: float, suspects: list[Suspects]) -> Verdict:
+        """What is done about a step; the run may go back to the checkpoint that is being written."""
+        self._saver().wait()
+        return self._first().verdict(order, alert, loss, norm, suspects)
+
     def _is_late(self) -> bool:
         """Whether the first rank finds that the last checkpoint is too long ago."""
         minutes = self.options.run.save_minutes
         return self.world.is_first and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
-    def _save(self) -> Path:
+    def _save(self, last: bool = False) -> Path:
+        """Saves what stands now; `last`: nothing is trained until it is written."""
         self._compare_weights()
         self.saved_at = time.monotonic()
-        return self.world.tell(self._save_here)
+        return self.world.tell(lambda: self._save_here(last))
 
-    def _save_here(self) -> Path:
-        lineage = self._first().lineage
+    def _save_here(self, last: bool) -> Path:
         state = {
             "step": self.progress.step,
-            "samples": lineage.samples,
+            "samples": self._first().lineage.samples,
             "tokens": self.progress.tokens,
             "heldout_before": self.progress.heldout,
             "monitor": self._first().monitor.state(),
         }
-        head = self._first().head()
-        checkpoints = self.folder / "checkpoints"
-        return save_checkpoint(
-            checkpoints,
-            self.model,
-            self.optimizer,
-            self.tokenizer,
-            state,
-            self.options.run.keep,
-            head,
-            self.options,
-            heldout_ids(self.folder, self.measured),
-        )
+        head, heldout = self._first().head(), heldout_ids(self.folder, self.measured)
+        return self._saver().save(contents_of(self.model, self.optimizer, state, head, heldout), last)
 
     def _resume(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer)

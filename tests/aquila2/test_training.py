@@ -21,6 +21,7 @@ from aquila2.training import trainer
 from aquila2.training.checkpoints import (
     checkpoint_fault,
     checkpoint_to_continue,
+    contents_of,
     list_checkpoints,
     newest_valid,
     save_checkpoint,
@@ -152,8 +153,8 @@ def test_faulty_checkpoints_of_later_steps_do_not_outrank_what_is_saved_after_th
     saved: list[Path] = []
     save = trainer.Loop._save
 
-    def save_and_stop(self: trainer.Loop) -> Path:
-        saved.append(save(self))
+    def save_and_stop(self: trainer.Loop, last: bool = False) -> Path:
+        saved.append(save(self, last))
         raise Interrupted
 
     monkeypatch.setattr(trainer.Loop, "_save", save_and_stop)
@@ -201,11 +202,12 @@ def test_saving_never_removes_what_it_wrote(text_folder: Path, tmp_path: Path) -
     optimizer = make_adamw(result.model, OptimizerOptions())
     for parameter in result.model.parameters():
         optimizer.state[parameter] = {name: torch.zeros(()) for name in ("step", "exp_avg", "exp_avg_sq")}
-    written = save_checkpoint(later.parent, result.model, optimizer, result.tokenizer, {"step": 13}, keep=1)
+    contents = contents_of(result.model, optimizer, {"step": 13})
+    written = save_checkpoint(later.parent, contents, result.tokenizer, keep=1)
     assert checkpoint_fault(written) is None
     assert list_checkpoints(later.parent) == [later, written]
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
-        save_checkpoint(later.parent, result.model, optimizer, result.tokenizer, {"step": 14}, keep=0)
+        save_checkpoint(later.parent, contents._replace(step=14), result.tokenizer, keep=0)
     assert list_checkpoints(later.parent) == [later, written]
 
 

@@ -22,12 +22,19 @@ from aquila2.training.options import load_options
 
 torch.set_num_threads(1)
 config, calm, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
-# Where some die by their own hand: between a checkpoint's files, before its manifest, behind it, before a ledger line.
+# Where some die by their own hand: between a checkpoint's files, before its manifest, behind it, before a ledger line,
+# and after a step that was taken while a checkpoint is written.
 AIMS = [(verified, "fsync_path"), (verified, "_write_manifest"), (checkpoints, "keep_newest"), (Book, "commit")]
+AIMS += [(verified, "_write_manifest")]
 FIRST_AIM, MOST_STEPS = 5, 2
 
 def fall(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
+
+def fall_behind_a_step(folder, facts):
+    while length() <= facts["ledger"]["offset"]:
+        time.sleep(0.001)
+    fall()
 
 def pausing(one_step):
     steps = []
@@ -45,8 +52,10 @@ def start(*overrides, killed=None):
         try:
             if killed is not None:
                 trainer.Loop._one_step = pausing(trainer.Loop._one_step)
+                overrides = [f"run.save={'sync' if killed % 4 == 3 else 'async'}"]
                 if 0 <= killed - FIRST_AIM < len(AIMS):
-                    setattr(*AIMS[killed - FIRST_AIM], fall)
+                    aim = killed - FIRST_AIM
+                    setattr(*AIMS[aim], fall_behind_a_step if aim == len(AIMS) - 1 else fall)
             trainer.train(load_options(config, overrides))
             status = 0
         except BaseException:

@@ -1,0 +1,108 @@
+"""Checkpoints beside the training: a save costs the step a copy, and a thread writes that.
+
+The copy is the moment that is saved. Steps that are taken while it is written stand in the ledger behind its head, as
+they would behind any checkpoint: a process that dies then goes on from the checkpoint before, or from this one if it
+has got its name, and takes them again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from aquila2.tokenizer import Aquila2Tokenizer
+from aquila2.training.checkpoints import Contents, checkpoint_path, save_checkpoint
+from aquila2.training.options import Options
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time; its block ends when the last is written.
+
+    With `run.save: async` weights and moments are copied into memory that is kept for it, pinned where they lie on a
+    GPU, so that they take twice the room. What goes wrong in the thread is raised by the next call of any method. An
+    error that ends the block otherwise goes first; that of the thread is told then.
+
+    Args:
+        folder: The run's checkpoints.
+        tokenizer: Its files are in every checkpoint.
+        options: The run's.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Aquila2Tokenizer, options: Options) -> None:
+        self.folder, self.tokenizer, self.options = folder, tokenizer, options
+        self._kept: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except Exception as failed:
+            if error is None:
+                raise
+            print(f"the last checkpoint was not written: {failed}", file=sys.stderr, flush=True)
+        finally:
+            self._thread.shutdown()
+
+    def save(self, contents: Contents, last: bool = False) -> Path:
+        """Saves what stands at this moment, after the save before it has ended; returns where it will be.
+
+        Args:
+            contents: Tensors may change as soon as this returns.
+            last: Nothing is trained meanwhile, so it is written at once, without a copy.
+        """
+        self.wait()
+        if last or self.options.run.save == "sync":
+            self._write(contents)
+        else:
+            copies = contents._replace(
+                weights=self._copies("weights", contents.weights), moments=self._copies("moments", contents.moments)
+            )
+            self._under_way = self._thread.submit(self._write, copies, _copied(copies))
+        return checkpoint_path(self.folder, contents.step)
+
+    def check(self) -> None:
+        """Raises what a save has failed with, without waiting for one that is under way."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the save under way is written, or raises what it has failed with."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def _copies(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        copies = {}
+        for name, tensor in tensors.items():
+            kept = self._kept.get(f"{kind}/{name}")
+            if kept is None:
+                kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self._kept[f"{kind}/{name}"] = kept
+            copies[name] = kept.copy_(tensor, non_blocking=True)
+        return copies
+
+    def _write(self, contents: Contents, copied: torch.cuda.Event | None = None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        save_checkpoint(self.folder, contents, self.tokenizer, self.options.run.keep, self.options)
+
+
+def _copied(contents: Contents) -> torch.cuda.Event | None:
+    """What tells that the copies are whole: a GPU makes them behind the call, and before it changes the weights."""
+    if not any(tensor.is_pinned() for tensor in contents.weights.values()):
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
