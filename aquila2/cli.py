@@ -18,6 +18,7 @@ from aquila2.device import usable_device
 from aquila2.generate import generate
 from aquila2.heurimentor.commands import add_commands
 from aquila2.heurimentor.engine.world import OtherRankFailed
+from aquila2.heurimentor.launch.commands import add_launch
 from aquila2.heurimentor.report.page import write_report
 from aquila2.megatron import from_megatron
 from aquila2.sampling import Sampling
@@ -127,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", help="YAML file, or the name of a recipe of the package (demo)")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="options to change, e.g. optimizer.lr=3e-4")
     command.set_defaults(run=_train)
+
+    add_launch(commands)
 
     command = commands.add_parser("generate", help="continue prompts")
     command.add_argument("model", help="folder of a model or of a training run")

@@ -1,0 +1,95 @@
+"""The commands of an experiment's nodes: torchrun on this machine, or on every host over ssh."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.distributed.launcher.api import LaunchConfig
+
+from aquila2.heurimentor.launch.experiment import Plan
+
+SAVING_SECONDS = 600  # from a signal on, for a rank to end its step and save before torchrun kills it
+
+
+class Node(NamedTuple):
+    """How a node is started, and how a signal reaches it.
+
+    Attributes:
+        name: The host.
+        command: Runs until the node has ended.
+        signal: Sends the node a signal, whose name takes the place of NAME; None where `command` takes it itself.
+    """
+
+    name: str
+    command: list[str]
+    signal: list[str] | None = None
+
+
+def nodes_of(plan: Plan, config: Path, working: Path) -> list[Node]:
+    """The nodes of an experiment: one on this machine, or one for every host.
+
+    Args:
+        plan: The experiment.
+        config: The task's options, where every node finds them.
+        working: The folder that they are started in.
+    """
+    launch = plan.launch
+    if not plan.hosts:
+        on_gpus = plan.options.train.device.startswith("cuda")
+        processes = launch.processes or (torch.cuda.device_count() if on_gpus else 1) or 1
+        return [Node("this machine", _torchrun(plan, ["--standalone"], processes, config))]
+    meeting = [
+        *("--nnodes", str(len(plan.hosts))),
+        *("--rdzv-backend", "c10d"),
+        *("--rdzv-endpoint", f"{launch.address or plan.hosts[0].address}:{launch.port}"),
+        *("--rdzv-id", Path(plan.options.run.folder).name),
+    ]
+    ssh = shlex.split(launch.ssh)
+    nodes = []
+    for number, host in enumerate(plan.hosts):
+        pid = shlex.quote(str(config.with_name(f"node-{number}.pid")))
+        torchrun = shlex.join(_torchrun(plan, meeting, launch.processes or host.slots, config))
+        start = f"cd {shlex.quote(str(working))} && echo $$ > {pid} && exec {torchrun}"
+        nodes.append(Node(host.name, [*ssh, host.name, start], [*ssh, host.name, f"kill -s NAME $(cat {pid})"]))
+    return nodes
+
+
+def _torchrun(plan: Plan, meeting: Sequence[str], processes: int, config: Path) -> list[str]:
+    variables = [f"{key}={value}" for key, value in plan.launch.env.items()]
+    patient = "shutdown_timeout" in {entry.name for entry in dataclasses.fields(LaunchConfig)}
+    return [
+        *(["env", *variables] if variables else []),
+        *(plan.launch.python or sys.executable, "-m", "torch.distributed.run"),
+        *meeting,
+        *("--nproc-per-node", str(processes)),
+        *("--max-restarts", str(plan.launch.max_restarts)),
+        *(["--shutdown-timeout", str(SAVING_SECONDS)] if patient else []),
+        *("-m", "aquila2.cli", "train", str(config)),
+    ]
+
+
+def script_of(nodes: Sequence[Node]) -> str:
+    """A shell script that starts all nodes, passes SIGINT and SIGTERM on to them, and ends when they have."""
+    lines = ["#!/bin/sh", "# Written by `aquila2 launch`: starts every node, and passes SIGINT and SIGTERM on."]
+    for number, node in enumerate(nodes):
+        lines.append(f"{shlex.join(node.command)} &\nnode_{number}=$!")
+    for name in ("INT", "TERM"):
+        sent = [
+            shlex.join(signalling(node, name)) if node.signal else f'kill -s {name} "$node_{number}"'
+            for number, node in enumerate(nodes)
+        ]
+        lines.append("\n  ".join([f"tell_{name}() {{", *sent]) + f"\n}}\ntrap tell_{name} {name}")
+    return "\n".join([*lines, "until wait; do :; done", ""])
+
+
+def signalling(node: Node, name: str) -> list[str]:
+    """The command that sends a node a signal over ssh."""
+    assert node.signal is not None
+    *ssh, kill = node.signal
+    return [*ssh, kill.replace("NAME", name, 1)]
