@@ -328,6 +328,8 @@ class Loop:
 
     def _compare_weights(self) -> None:
         """Sends the first rank's weights and moments to all where one has others, and has it told."""
+        if self.world.size == 1:
+            return
         sums = self.world.gather(checksum(self.model.parameters()))
         differ = [rank for rank, value in enumerate(sums) if value != sums[0]]
         if differ:

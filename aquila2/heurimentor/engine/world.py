@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-PREPARED = "aquila2/prepared"  # in the store: what has gone wrong on the first rank, empty where nothing has
+ASK, ANSWER, HERE = "aquila2/ask/", "aquila2/answer/", "aquila2/here/"  # in the store, with a rank or a name behind
 LOOK_SECONDS = 0.1
 
 
@@ -125,7 +126,7 @@ def ranks_of(device: str, prepare: Callable[[], None], timeout_minutes: float = 
             raise ValueError(f"train.device must be cpu or cuda where torchrun starts several ranks, got {device!r}")
         patience = timedelta(minutes=timeout_minutes)
         store, rank, size = next(dist.rendezvous("env://", timeout=patience))
-        _prepare_alone(prepare, store, rank)
+        store = meet(prepare, store, rank, size)
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     try:
@@ -140,18 +141,50 @@ def ranks_of(device: str, prepare: Callable[[], None], timeout_minutes: float = 
             dist.destroy_process_group()
 
 
-def _prepare_alone(prepare: Callable[[], None], store: dist.Store, rank: int) -> None:
-    """Calls `prepare` on the first rank while the others look into the store, for as long as it takes."""
-    if rank == 0:
-        try:
-            prepare()
-        except BaseException as error:
-            store.set(PREPARED, f"{error.__class__.__name__}: {error}")
-            raise
-        store.set(PREPARED, "")
-        return
-    while not store.check([PREPARED]):  # where the first rank dies without a word, torchrun ends this one
-        time.sleep(LOOK_SECONDS)
-    said = store.get(PREPARED).decode()
-    if said:
-        raise OtherRankFailed(said)
+def meet(prepare: Callable[[], None], store: dist.Store, rank: int, size: int) -> dist.Store:
+    """Calls `prepare` on the first rank while the others look into the store, for as long as it takes.
+
+    torchrun keeps one store over all its starts of the ranks, and its nodes may count these differently. So whatever is
+    found there may be of an earlier start: a rank asks under a name that nobody had before, the first one answers that.
+
+    Args:
+        prepare: Called on the first rank only.
+        store: What all ranks reach.
+        rank: This process,
+        size: and how many there are.
+
+    Returns:
+        The part of the store that this start of the ranks has for itself.
+
+    Raises:
+        OtherRankFailed: On the other ranks, where `prepare` raises; the first one raises what it raised.
+    """
+    own = uuid4().hex
+    if rank:
+        store.set(f"{ASK}{rank}", own)
+        while not store.check([f"{ANSWER}{own}"]):  # where the first rank dies without a word, torchrun ends this one
+            time.sleep(LOOK_SECONDS)
+        start, _, said = store.get(f"{ANSWER}{own}").decode().partition(" ")
+        if said:
+            raise OtherRankFailed(said)
+        store.set(f"{HERE}{start}/{rank}", "")
+        return dist.PrefixStore(start, store)
+    try:
+        prepare()
+    except BaseException as error:
+        for other in range(1, size):
+            _answer(store, other, f"{own} {error.__class__.__name__}: {error}")
+        raise
+    away = set(range(1, size))
+    while away:
+        for other in away:
+            _answer(store, other, own)
+        away = {other for other in away if not store.check([f"{HERE}{own}/{other}"])}
+        time.sleep(LOOK_SECONDS if away else 0)
+    return dist.PrefixStore(own, store)
+
+
+def _answer(store: dist.Store, rank: int, answer: str) -> None:
+    """Answers what a rank has asked last, if it has."""
+    if store.check([f"{ASK}{rank}"]):
+        store.set(f"{ANSWER}{store.get(f'{ASK}{rank}').decode()}", answer)

@@ -1,0 +1,67 @@
+"""How ranks meet in a store that torchrun keeps over all its starts of them: nothing of an earlier one counts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+
+from aquila2.heurimentor.engine.world import OtherRankFailed, meet
+
+
+def nothing() -> None:
+    pass
+
+
+def start(store: dist.Store, size: int, prepare: Callable[[], None] = nothing) -> list[Future[dist.Store]]:
+    with ThreadPoolExecutor(size) as ranks:
+        return [ranks.submit(meet, prepare, store, rank, size) for rank in reversed(range(size))][::-1]
+
+
+def test_every_start_has_a_part_of_its_own() -> None:
+    store = dist.HashStore()
+    for turn in range(3):
+        parts = [rank.result() for rank in start(store, 3)]
+        assert parts[0].add("ranks", 1) == 1  # whatever the start before has left there
+        assert [part.add("ranks", 1) for part in parts[1:]] == [2, 3], turn
+
+
+def test_nobody_goes_on_before_the_first_rank_is_ready() -> None:
+    store = dist.HashStore()
+    start(store, 2)
+    ready = threading.Event()
+    seen: list[bool] = []
+
+    def preparing() -> None:
+        time.sleep(0.3)
+        ready.set()
+
+    def waiting() -> None:
+        meet(nothing, store, 1, 2)
+        seen.append(ready.is_set())
+
+    with ThreadPoolExecutor(2) as ranks:
+        for rank in (ranks.submit(waiting), ranks.submit(meet, preparing, store, 0, 2)):
+            rank.result()
+    assert seen == [True]
+
+
+def test_a_failure_is_told_once_and_a_dead_rank_does_not_count() -> None:
+    store = dist.HashStore()
+
+    def failing() -> None:
+        while not store.check(["aquila2/ask/1"]):
+            time.sleep(0.01)
+        raise ValueError("no such text")
+
+    first, other = start(store, 2, failing)
+    with pytest.raises(ValueError, match="no such text"):
+        first.result()
+    with pytest.raises(OtherRankFailed, match="ValueError: no such text"):
+        other.result()
+    store.set("aquila2/ask/1", "a rank that has died since")
+    assert all(rank.result() for rank in start(store, 2))
