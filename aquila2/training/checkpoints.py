@@ -37,6 +37,7 @@ from aquila2.training.options import Options, dump_options
 PREFIX = "step-"
 OPTIONS = "options.yaml"
 FAULTY, UNDONE = ".faulty", ".undone"
+NEEDED = ("step", "samples", "tokens", "heldout_before")  # of a checkpoint's state, to go on from it
 
 
 class Contents(NamedTuple):
@@ -217,7 +218,17 @@ def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.opti
 
     Everything is copied into memory of torch's own alignment, since products of matrices may round differently on
     memory-mapped weights, and a continued run is to give the same bits.
+
+    Raises:
+        ValueError: A trainer has written it that kept less than a run needs to go on.
     """
+    state = state_of(path)
+    missing = [name for name in NEEDED if name not in state]
+    if missing or not all(isinstance(values, list) for values in state["heldout_before"].values()):
+        raise ValueError(
+            f"{path} is of an older trainer, whose state.json keeps no {', '.join(missing) or 'intervals of losses'}; "
+            "go on with that one, or begin another run.folder"
+        )
     tensors = dict(iterate_tensors(path))
     if model.config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -234,4 +245,4 @@ def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.opti
             "exp_avg_sq": torch.empty_like(parameter).copy_(entries["exp_avg_sq"]),
         }
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
-    return state_of(path)
+    return state

@@ -413,3 +413,26 @@ def test_a_run_that_was_killed_locks_nothing(text_folder: Path, tmp_path: Path) 
     process.wait()
     process.stdout.close()
     assert trainer.train(options_for(text_folder, folder)).progress.step == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ({"samples": None}, "samples"),
+        ({"tokens": None, "heldout_before": None}, "tokens, heldout_before"),
+        ({"heldout_before": {"all": 5.5}}, "intervals of losses"),
+    ],
+)
+def test_a_checkpoint_of_an_older_trainer_is_refused_in_a_sentence(
+    text_folder: Path, tmp_path: Path, change: dict[str, Any], lacks: str
+) -> None:
+    options = options_for(text_folder, tmp_path / "run", run={"keep": 1})
+    checkpoint = trainer.train(options).checkpoint
+    state = {**json.loads((checkpoint / "state.json").read_text()), **change}
+    kept = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != verified.MANIFEST}
+    kept["state.json"] = json.dumps({key: value for key, value in state.items() if value is not None}).encode()
+    with verified.verified_folder(checkpoint, verified.read_manifest(checkpoint)["facts"]) as temporary:
+        for name, content in kept.items():
+            (temporary / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"is of an older trainer, whose state.json keeps no {lacks}; go on with that"):
+        trainer.train(options)
