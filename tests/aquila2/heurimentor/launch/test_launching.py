@@ -29,7 +29,8 @@ exec sh -c "$*"
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
     write_texts(tmp_path / "texts")
-    (tmp_path / "task.yaml").write_text(dump_options(options_for(tmp_path / "texts", tmp_path / "run")))
+    task = dump_options(options_for(tmp_path / "texts", tmp_path / "run"))
+    (tmp_path / "task.yaml").write_text(task.replace("  shares: equal\n", ""))
     (tmp_path / "experiment.yaml").write_text("task: task.yaml\nlaunch:\n  processes: 2\n  max_restarts: 0\n")
     return tmp_path / "experiment.yaml"
 
