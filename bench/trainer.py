@@ -7,6 +7,7 @@ every turn are left out, and a turn counts with the median of its steps.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
@@ -60,17 +61,17 @@ def options_for(folder: Path, model: str, steps: int) -> Options:
 
 @contextmanager
 def timed_steps(found: list[float]) -> Iterator[None]:
-    """Notes how long every step of the trainer takes, from the loop's turn to its next."""
+    """Notes how long every step of the trainer but the last takes, from its beginning to that of the next."""
+    begun: list[float] = []
     one_step = trainer.Loop._one_step
 
     def stepping(self: trainer.Loop, *arguments: Any) -> Any:
-        started = time.perf_counter()
-        result = one_step(self, *arguments)
-        found.append(time.perf_counter() - started)
-        return result
+        begun.append(time.perf_counter())
+        return one_step(self, *arguments)
 
     with mock.patch.object(trainer.Loop, "_one_step", stepping):
         yield
+    found += [end - start for start, end in itertools.pairwise(begun)]
 
 
 def batches_of(run: Path) -> list[Batch]:
