@@ -1,4 +1,4 @@
-"""The command `aquila2`: train, generate, tokenizer, configs, import-megatron, ledger, mentor, report, demo."""
+"""The command `aquila2`: train, launch, generate, tokenizer, configs, import-megatron, ledger, mentor, report, demo."""
 
 from __future__ import annotations
 
