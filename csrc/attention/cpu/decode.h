@@ -153,15 +153,16 @@ class DecodeWorker : DecodeTileScores {
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t head = step % heads_, key = (values.begin + step / heads_) * kGroupKeys;
       const RowGroup group = values.at(step, heads_);
-      LinesAhead ahead = lines_ahead<T>(values, later, step, 1, heads_, params_.head_dim_v);
+      const RowGroup next = values.from_or(step + 1, heads_, later);
+      const RowsAhead<T> ahead(group, next, params_.head_dim_v);
       const auto add = [&](const KeyRange& keys, int column, int stop) {
         const int64_t begin = keys.begin > key ? keys.begin : key;
         const int64_t end = keys.end < key + kGroupKeys ? keys.end : key + kGroupKeys;
         if (begin >= end) return;
         const float* weights = scratch_.scores + head * sizes_.scores + begin * 4;
         float* sums = scratch_.sums + head * sizes_.outputs;
-        add_few_columns<T>({group.rows + begin - key, group.offset}, ahead, end - begin, params_.head_dim_v, weights,
-                           column, stop, begin > keys.begin, sums, sizes_.output_row);
+        add_few_columns<T>(group.from(begin - key), ahead, end - begin, params_.head_dim_v, weights, column, stop,
+                           begin > keys.begin, sums, sizes_.output_row);
       };
       if (alike) {
         add(tile, 0, columns_);

@@ -54,14 +54,23 @@ struct StripHead {
 // Dims [begin, end) of one strip of H heads. queries[d][block][4] are a block's four columns. `further` adds to the
 // scores.
 template <typename T, int NB, int H>
-FLAGATTN_KERNEL void score_few(const T* const* rows, const StripHead (&heads)[H], LinesAhead& ahead, int64_t begin,
-                               int64_t end, bool further) {
+FLAGATTN_KERNEL void score_few(const T* const* rows, const StripHead (&heads)[H], const RowsAhead<T>& ahead,
+                               int64_t begin, int64_t end, bool further) {
   constexpr int NV = strip_vectors(NB) / H, kAtOnce = NV < 4 ? NV : 4, kDims = KeyDims<T>::kDims;
-  constexpr int64_t kLine = 64 / sizeof(T);
+  // Each line of the strip's rows brings one line of every row, a few after every kStep dims.
+  constexpr int64_t kLine = 64 / sizeof(T), kKeys = NV * kFourKeys;
+  constexpr int64_t kStep = kLine / kKeys > kDims ? kLine / kKeys : kDims, kFetched = kKeys * kStep / kLine;
+  const int64_t apart = (heads[H - 1].offset - heads[0].offset) * static_cast<int64_t>(sizeof(T));
   F32 c[H][NB][NV];
   FLAGATTN_UNROLL for (int h = 0; h < H; ++h) clear(c[h]);
   for (int64_t d = begin; d < end; d += kDims) {
-    if (d % kLine == 0) ahead.fetch<H * NV * kFourKeys>();
+    if (d % kStep == 0) {
+      typename RowsAhead<T>::Lines lines = ahead.lines(d / kLine * kLine);
+      lines.rows += d % kLine / kStep * kFetched;
+      FLAGATTN_UNROLL for (int h = 0; h < H; ++h, lines.offset += apart) {
+        FLAGATTN_UNROLL for (int64_t row = 0; row < kFetched; ++row) lines.fetch(row);
+      }
+    }
     FLAGATTN_UNROLL for (int h = 0; h < H; ++h) {
       const float* from = heads[h].queries + d * NB * 4;
       FLAGATTN_UNROLL for (int first = 0; first < NV; first += kAtOnce) {
@@ -104,20 +113,23 @@ FLAGATTN_KERNEL void score_few(const T* const* rows, const StripHead (&heads)[H]
   }
 }
 
-// A group of keys of H heads; `scores` are those of its first key.
+// A group of keys of H heads, which `next` follows; `scores` are those of its first key.
 template <typename T, int NB, int H>
-inline void score_group(const RowGroup (&groups)[H], LinesAhead& ahead, const float* queries, int64_t queries_stride,
+inline void score_group(const RowGroup (&groups)[H], const RowGroup& next, const float* queries, int64_t queries_stride,
                         int64_t head_dim, float* scores, int64_t scores_stride) {
-  for (int64_t key = 0; key < kGroupKeys; key += strip_keys(NB) / H) {
+  constexpr int64_t kKeys = strip_keys(NB) / H;
+  for (int64_t key = 0; key < kGroupKeys; key += kKeys) {
     StripHead heads[H];
     for (int h = 0; h < H; ++h) {
       heads[h] = {groups[h].offset, queries + h * queries_stride, scores + h * scores_stride + key * 4};
     }
+    const RowGroup strip = groups[0].from(key);
+    const RowsAhead<T> ahead(strip, key + kKeys < kGroupKeys ? strip.from(kKeys) : next, head_dim);
     int64_t d = 0;
     int64_t n = head_dim <= kMostProducts ? head_dim : kPartProducts;
     while (d < head_dim) {
       const int64_t stop = d + n < head_dim ? d + n : head_dim;
-      score_few<T, NB, H>(groups[0].template typed<T>() + key, heads, ahead, d, stop, d > 0);
+      score_few<T, NB, H>(strip.template typed<T>(), heads, ahead, d, stop, d > 0);
       d = stop;
     }
   }

@@ -31,8 +31,8 @@ class DecodeTileScores : protected DecodeColumns {
           const auto score_heads = [&]<int H>() {
             RowGroup groups[H];
             for (int h = 0; h < H; ++h) groups[h] = keys.at(step + h, heads_);
-            LinesAhead ahead = lines_ahead<T>(keys, later, step, H, heads_, params_.head_dim);
-            score_group<T, NB, H>(groups, ahead, queries + head * sizes_.queries, sizes_.queries, params_.head_dim,
+            const RowGroup next = keys.from_or(step + H, heads_, later);
+            score_group<T, NB, H>(groups, next, queries + head * sizes_.queries, sizes_.queries, params_.head_dim,
                                   scores + head * sizes_.scores + key * 4, sizes_.scores);
             step += H;
           };

@@ -41,6 +41,9 @@ inline void unpair(int64_t num_dims, float* sums) {
   }
 }
 
+// Vectors of sums that stay in registers beside values and a weight.
+inline constexpr int kMostSums = F32::kRegisters / 2;
+
 // sums[g][d ...] (+)= sum over the keys of weights[key][g] * rows[key][d ...]; `rest` dims where a vector is not whole.
 // Element d is already counted in the offset.
 template <typename T, int G, int NV, bool kWhole>
@@ -70,38 +73,44 @@ FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, int64_t nu
   store_block(c, sums, ld);
 }
 
-// All dims of up to four columns; `sums` has rows of whole vectors, ld apart. For every line of a row as many lines are
-// fetched as there are keys.
+// All dims of up to four columns; `sums` has rows of whole vectors, ld apart. Meanwhile lines of the rows `fetched` are
+// fetched.
 template <typename T, int G>
-inline void add_value_rows(const RowGroup& group, LinesAhead& ahead, int64_t num_keys, int64_t head_dim,
-                           const float* weights, bool further, float* sums, int64_t ld) {
+inline void add_value_rows(const RowGroup& group, const RowsAhead<T>& ahead, const KeyRange& fetched, int64_t num_keys,
+                           int64_t head_dim, const float* weights, bool further, float* sums, int64_t ld) {
   constexpr int64_t kLine = 64 / sizeof(T);
   const T* const* rows = group.typed<T>();
   int64_t d = 0;
   const auto add_whole = [&]<int NV>() {
     for (; d + NV * F32::kLanes <= head_dim; d += NV * F32::kLanes) {
       for (int64_t line = 0; line < NV * F32::kLanes; line += kLine) {
-        if ((d + line) % kLine == 0) ahead.fetch(num_keys);
+        if ((d + line) % kLine != 0) continue;
+        const typename RowsAhead<T>::Lines lines = ahead.lines(d + line);
+        for (int64_t row = fetched.begin; row < fetched.end; ++row) lines.fetch(row);
       }
       add_values<T, G, NV, true>(rows, group.offset + d, num_keys, NV * F32::kLanes, weights, further, sums + d, ld);
     }
   };
-  if constexpr (G <= 2) add_whole.template operator()<4>();
+  if constexpr (G * 4 <= kMostSums) add_whole.template operator()<4>();
   add_whole.template operator()<2>();
   for (; d < head_dim; d += F32::kLanes) {
     add_values<T, G, 1, false>(rows, group.offset + d, num_keys, head_dim - d, weights, further, sums + d, ld);
   }
 }
 
-// num_keys keys for columns [first, stop): weights[block][key][4], of the first key, kBlockScores from block to block.
+// num_keys keys of a group for columns [first, stop): weights[block][key][4], of the first key, kBlockScores from block
+// to block.
 template <typename T>
-inline void add_few_columns(const RowGroup& group, LinesAhead& ahead, int64_t num_keys, int64_t head_dim,
+inline void add_few_columns(const RowGroup& group, const RowsAhead<T>& ahead, int64_t num_keys, int64_t head_dim,
                             const float* weights, int first, int stop, bool further, float* sums, int64_t ld) {
   for (int column = first; column < stop;) {
     const int in_block = 4 - column % 4, count = stop - column < in_block ? stop - column : in_block;
     const float* from = weights + column / 4 * kBlockScores + column % 4;
+    // Columns that are led past the rows one after the other fetch what follows together.
+    const KeyRange fetched{kGroupKeys * (column - first) / (stop - first),
+                           kGroupKeys * (column - first + count) / (stop - first)};
     const auto add = [&]<int G>() {
-      add_value_rows<T, G>(group, ahead, num_keys, head_dim, from, further, sums + column * ld, ld);
+      add_value_rows<T, G>(group, ahead, fetched, num_keys, head_dim, from, further, sums + column * ld, ld);
     };
     switch (count) {
       case 4:
