@@ -7,7 +7,6 @@ Hq and Hk query and key/value heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -17,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 import flagattn
 from aquila2.cache import KVCache
 from aquila2.config import Aquila2Config
+from aquila2.context import AttentionContext, context_of
 from aquila2.linear import Linear, are_plain, is_fp32
-from aquila2.rope import rope_tables
 
 IGNORE_INDEX = -100
 
@@ -33,18 +32,6 @@ class Aquila2Output(NamedTuple):
 
     logits: Tensor
     loss: Tensor | None
-
-
-@dataclass(frozen=True)
-class AttentionContext:
-    """What attention needs besides its input in every layer: rotary tables, places of tokens, bounds of documents."""
-
-    cos: Tensor  # (positions, D / 2) fp32
-    sin: Tensor
-    positions: Tensor | None = None  # (B, S) int; None: 0 .. S - 1 in every row
-    cu_seqlens: Tensor | None = None  # (documents + 1,) int32 into the T packed tokens; None: each row is one document
-    max_seqlen: int = 0
-    cache: KVCache | None = None
 
 
 class RMSNorm(nn.Module):
@@ -249,7 +236,7 @@ class Aquila2ForCausalLM(nn.Module):
 
         Differentiable once in all weights. Matches `LlamaForCausalLM` of transformers on equal weights.
         """
-        context = self._context(input_ids, positions, cu_seqlens, max_seqlen, cache)
+        context = context_of(self.config, input_ids, positions, cu_seqlens, max_seqlen, cache)
         hidden = self.model(input_ids, context)  # (B, S, E)
         if logits_at is not None:
             hidden = hidden.flatten(0, 1)[logits_at]  # (N, E)
@@ -277,7 +264,8 @@ class Aquila2ForCausalLM(nn.Module):
         or those of all modules), an adapter or a parametrization; such a head works in fp32 if all its weights are
         fp32, and otherwise in the dtype that they and autocast give.
         """
-        hidden = self.model(input_ids, self._context(input_ids, positions, cu_seqlens, max_seqlen, None))  # (B, S, E)
+        context = context_of(self.config, input_ids, positions, cu_seqlens, max_seqlen)
+        hidden = self.model(input_ids, context)  # (B, S, E)
         if not are_plain(self.lm_head):
             logits = self._logits_of_changed_head(hidden)
             loss = flagattn.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
@@ -298,21 +286,3 @@ class Aquila2ForCausalLM(nn.Module):
             return cast(Tensor, self.lm_head(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
             return cast(Tensor, self.lm_head(hidden.float()))
-
-    def _context(
-        self,
-        input_ids: Tensor,
-        positions: Tensor | None,
-        cu_seqlens: Tensor | None,
-        max_seqlen: int | None,
-        cache: KVCache | None,
-    ) -> AttentionContext:
-        if cache is not None:
-            return AttentionContext(cache.cos, cache.sin, cache.positions, cache=cache)
-        longest = input_ids.shape[1] if max_seqlen is None else max_seqlen
-        if cu_seqlens is not None and positions is None:
-            places = torch.arange(input_ids.numel(), device=input_ids.device)
-            document = torch.bucketize(places, cu_seqlens, right=True) - 1
-            positions = (places - cu_seqlens[document]).view_as(input_ids)
-        cos, sin = rope_tables(self.config, longest, input_ids.device)
-        return AttentionContext(cos, sin, positions, cu_seqlens, longest)
