@@ -68,6 +68,33 @@ def call_on_caches(
     return out, lse
 
 
+def append_and_attend(
+    q: Tensor,
+    caches: tuple[Tensor, Tensor],
+    new: tuple[Tensor, Tensor],
+    seqlens: Tensor,
+    leftpad: Tensor | None,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+) -> Tensor:
+    """`flash_attn_with_kvcache` for callers in this package that made the caches and looked at the new rows.
+
+    All are (batch, seqlen, heads, head_dim) of one dtype on one device, the caches no inference tensors unless in
+    inference mode, the head dims multiples of 8, no gradient is asked for and autocast changes nothing; that q fits the
+    caches is checked here.
+    """
+    check_cached_operands(q, *caches, False, ("q", "k_cache", "v_cache"))
+    check_softcap(softcap)
+    left, right = window_bounds(window_size, causal)
+    scale = scale_or_default(softmax_scale, q.shape[-1])
+    numbers = (seqlens, None, leftpad, None, scale, left, right, softcap, None, None)
+    without_rotation = (None, None, False)
+    op = _ops.attention_kvcache_append.default
+    return call_on_caches(op, (q,), caches, new, (*without_rotation, *numbers))[0]
+
+
 def packed_queries_over_cache(
     q: Tensor,
     k: Tensor,

@@ -66,7 +66,7 @@ def _is_plain(x: Tensor) -> bool:
         and 2 <= x.dim() <= 4
         and x.is_contiguous()
         and x.dtype in _DTYPES
-        and x.device.type == "cpu"
+        and x.is_cpu
         and not torch.is_autocast_enabled("cpu")
         and not are_transforms_active()
         and not is_forward_mode()
@@ -82,9 +82,10 @@ def _is_plain_linear(layer: nn.Module) -> bool:
 
 
 def _fits(parameter: Any, x: Tensor) -> bool:
+    """Whether it lies beside x, which is on the CPU, in its dtype."""
     return (
         type(parameter) is nn.Parameter
         and parameter.dtype is x.dtype
-        and parameter.device == x.device
+        and parameter.is_cpu
         and parameter.stride(-1) == 1
     )

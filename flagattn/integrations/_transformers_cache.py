@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-import flagattn
+from flagattn._cache_calls import append_and_attend
 
 LEAST_ROOM = 64  # rows
-_native: Any = flagattn  # its results depend on flags
 
 
 class _Room:
@@ -98,16 +97,17 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, unused-ignore]
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """Appends k and v and attends to all rows, in one call; all operands are (batch, seqlen, heads, head_dim).
 
-        Only where `appends` says so of k and v. `options` are those of flagattn.flash_attn_with_kvcache.
+        Only where `appends` says so of k and v, and they are memory of their own. `options` are the last ones of
+        `append_and_attend`.
         """
         keys, values = self._rooms(k.shape[1])
         lengths = _lengths if type(q) is Tensor else _lengths.__wrapped__  # nothing traced is kept
         used = lengths(q.shape[0], keys.rows.shape[2], q.device)
-        out = _native.flash_attn_with_kvcache(q, keys.buffer, values.buffer, k, v, cache_seqlens=used, **options)
+        out = append_and_attend(q, (keys.buffer, values.buffer), (k, v), used, **options)
         keys.extended(k.shape[1])
         values.extended(k.shape[1])
         self._handed_out()
-        return cast(Tensor, out)
+        return out
 
     def reset(self) -> None:
         """Forgets the rows and frees their room."""

@@ -131,10 +131,10 @@ def _rotated(
         together = together.view(heads)
         count, heads_k = together.shape[2], self.k_proj.out_features // self.head_dim
         if not hasattr(self, "q_norm"):
-            qk, v = together.split((count - heads_k, heads_k), 2)
-            q, k = flagattn.apply_rotary(qk, cos, sin).split((count - 2 * heads_k, heads_k), 2)
+            qk, v = together.split_with_sizes((count - heads_k, heads_k), 2)
+            q, k = flagattn.apply_rotary(qk, cos, sin).split_with_sizes((count - 2 * heads_k, heads_k), 2)
             return q, k, v
-        q, k, v = together.split((count - 2 * heads_k, heads_k, heads_k), 2)
+        q, k, v = together.split_with_sizes((count - 2 * heads_k, heads_k, heads_k), 2)
     if hasattr(self, "q_norm"):
         q, k = self.q_norm(q), self.k_norm(k)
     return flagattn.apply_rotary(q, cos, sin), flagattn.apply_rotary(k, cos, sin), v

@@ -250,7 +250,7 @@ def _appended(
     window = (-1, -1)
     if sliding_window is not None and used + k.shape[1] > sliding_window:
         window = (sliding_window - 1, 0 if causal else sliding_window - 1)
-    masks = {"causal": causal, "window_size": window, "cache_leftpad": starts}
+    masks = {"causal": causal, "window_size": window, "leftpad": starts}
     return cast(Tensor, layer.attend(q, k, v, softmax_scale=scaling, softcap=softcap or 0.0, **masks))
 
 
