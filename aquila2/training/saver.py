@@ -61,6 +61,10 @@ class Saver:
         Args:
             contents: Tensors may change as soon as this returns.
             last: Nothing is trained meanwhile, so it is written at once, without a copy.
+
+        Raises:
+            ValueError: There is no memory for the copy.
+            OSError: This save or the one before could not be written.
         """
         self.wait()
         if last or self.options.run.save == "sync":
@@ -88,8 +92,7 @@ class Saver:
         for name, tensor in tensors.items():
             kept = self._kept.get(f"{kind}/{name}")
             if kept is None:
-                kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._kept[f"{kind}/{name}"] = kept
+                kept = self._kept[f"{kind}/{name}"] = _memory_like(tensor)
             copies[name] = kept.copy_(tensor, non_blocking=True)
         return copies
 
@@ -97,6 +100,15 @@ class Saver:
         if copied is not None:
             copied.synchronize()
         save_checkpoint(self.folder, contents, self.tokenizer, self.options.run.keep, self.options)
+
+
+def _memory_like(tensor: Tensor) -> Tensor:
+    try:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    except RuntimeError as error:  # torch has no narrower one for the host's memory
+        raise ValueError(
+            f"run.save async finds no memory for its copy of weights and moments ({error}); run.save sync needs none"
+        ) from None
 
 
 def _copied(contents: Contents) -> torch.cuda.Event | None:

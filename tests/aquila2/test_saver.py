@@ -187,3 +187,12 @@ def test_the_last_save_takes_no_copy(texts: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Saver, "_copies", copying)
     trainer.train(options_for(texts, tmp_path / "run"))
     assert saved_steps(tmp_path / "run") == [12]
+
+
+def test_a_machine_without_memory_for_the_copy_is_told_what_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*arguments: Any, **more: Any) -> torch.Tensor:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(saver.torch, "empty", refusing)
+    with pytest.raises(ValueError, match=r"no memory for its copy .*\(not enough memory\); run\.save sync needs none"):
+        saver._memory_like(torch.ones(3))
