@@ -127,8 +127,10 @@ def linear_cross_entropy(
         ValueError: devices or shapes that do not fit, an option out of its range, weights that require a gradient.
         RuntimeError: a target that is out of range.
 
-    Differentiable once in hidden and weight, through loss and lse; autocast does not change it. The products are
-    torch's, so their bits are its BLAS's; how they are cut, and what is added to what, depends on the shapes alone.
+    Differentiable once in hidden and weight, through loss and lse; autocast does not change it. On the CPU the loss and
+    the lse of a row have the same bits in any batch and on any number of threads, with or without gradients, and so has
+    hidden's gradient unless the reduction is "mean"; the weight's gradient has the same bits on any number of threads.
+    On CUDA the products are torch's, and their bits its BLAS's.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025; Hsu et al., "Liger Kernel",
     2024 (gradients in the forward pass).

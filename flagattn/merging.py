@@ -20,14 +20,18 @@ def merge_attention_states(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tu
         lse = log sum_p exp(lse_p)        out = sum_p exp(lse_p - lse) out_p
 
     Args:
-        outs: tensors of one shape, (batch, seqlen, heads, head_dim) or packed (total, heads, head_dim).
-        lses: as many float32 tensors, (batch, heads, seqlen) or (heads, total), natural log; -inf for empty parts.
+        outs: tensors of one shape, (batch, seqlen, heads, head_dim) or packed (total, heads, head_dim); float32,
+            bfloat16 or float16, each in its own dtype.
+        lses: as many tensors, (batch, heads, seqlen) or (heads, total), natural log; -inf for empty parts. float32 as
+            attention returns them, or like outs.
 
     Returns:
-        out in the dtype of the first of outs, and lse in float32. Where all parts are empty they are 0 and -inf.
+        out in the dtype of the first of outs, merged in fp32 and rounded once, and lse in float32. Where all parts are
+        empty they are 0 and -inf. Gradients come in the dtype of what they belong to.
 
     Raises:
-        TypeError, ValueError: no parts, a different number of outs and lses, or shapes that do not belong together.
+        TypeError: an argument that is no tensor, or a dtype that is not supported.
+        ValueError: no parts, a different number of outs and lses, or shapes or devices that do not belong together.
 
     Differentiable in outs and lses; an LSE of -inf takes no gradient. See Rabe and Staats, "Self-attention does not
     need O(n^2) memory" (2021).

@@ -1,5 +1,4 @@
-// Dense matrix products come from the caller (aten's, of whatever library it is built with), as threads do
-// (arch/parallel.h).
+// Dense matrix products come from the caller, as threads do (arch/parallel.h).
 #pragma once
 
 #include <cstdint>
@@ -17,8 +16,8 @@ struct Matrix {
   Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
 };
 
-// c = a b, or c += a b. Called inside a ParallelFor it runs on the calling thread, so its bits depend on the operands
-// alone.
+// c = a b, or c += a b, on the calling thread; c's rows are contiguous. An element's bits depend on its row of a, its
+// column of b and what it is added to alone.
 using MatrixProduct = void (*)(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate);
 
 }  // namespace flagattn

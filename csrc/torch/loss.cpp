@@ -4,10 +4,10 @@
 #include <optional>
 #include <tuple>
 
+#include "linear/cpu/linear.h"
 #include "loss/cpu/loss.h"
 #include "torch/executor.h"
 #include "torch/loss_ops.h"
-#include "torch/matrix_product.h"
 
 namespace flagattn {
 namespace {
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
   Tensor dhidden = like(hidden_argument, takes_dhidden), dweight = like(weight_argument, takes_dweight);
   if (takes_dhidden) params.dhidden = static_cast<float*>(output_data(dhidden));
   if (takes_dweight) params.dweight = static_cast<float*>(output_data(dweight));
-  check(cpu::run_linear_cross_entropy(params, torch_threads(), aten_product()), op);
+  check(cpu::run_linear_cross_entropy(params, torch_threads(), cpu::invariant_product), op);
   return {std::move(loss), std::move(lse), std::move(parts), std::move(dhidden), std::move(dweight)};
 }
 
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_backward(
   Tensor dhidden = like(hidden_argument, needs_dhidden), dweight = like(weight_argument, needs_dweight);
   if (needs_dhidden) params.dhidden = output_data(dhidden);
   if (needs_dweight) params.dweight = output_data(dweight);
-  check(cpu::run_linear_cross_entropy_backward(params, torch_threads(), aten_product()), op);
+  check(cpu::run_linear_cross_entropy_backward(params, torch_threads(), cpu::invariant_product), op);
   return {std::move(dhidden), std::move(dweight)};
 }
 

@@ -187,6 +187,18 @@ def test_merging_equals_the_reference_in_half_precision() -> None:
     assert_close_to_oracle(lse, plain_lse, lse64, "lse")
 
 
+def test_merging_takes_parts_of_any_dtypes() -> None:
+    dtypes = (torch.bfloat16, torch.float32, torch.float16)
+    outs = [randn(2, 5, 3, 8, seed=seed, dtype=dtype).requires_grad_() for seed, dtype in enumerate(dtypes)]
+    lses = [randn(2, 3, 5, seed=seed + 10).to(dtype).requires_grad_() for seed, dtype in enumerate(dtypes)]
+    out, lse = flagattn.merge_attention_states(outs, lses)
+    widened = [[part.detach().float() for part in parts] for parts in (outs, lses)]
+    expected = flagattn.merge_attention_states(*widened)
+    assert torch.equal(out, expected[0].bfloat16()) and torch.equal(lse, expected[1])
+    gradients = torch.autograd.grad(out.float().sum() + lse.sum(), [*outs, *lses])
+    assert [gradient.dtype for gradient in gradients] == [*dtypes, *dtypes]
+
+
 def test_an_empty_row_changes_no_bits_of_the_merge_of_others() -> None:
     outs = [randn(3, 5, 4, 24, seed=seed, grad=True) for seed in range(2)]
     lses = [randn(3, 4, 5, seed=seed + 10) for seed in range(2)]

@@ -160,6 +160,38 @@ def test_dropout_is_philox_of_the_weights_place(state: tuple[int, int], cpu_leve
     assert torch.equal(reference.dropout_keep_mask(torch.tensor(state), p, batch, heads, rows, keys), factors > 0)
 
 
+def test_dropout_of_a_sequence_knows_only_its_number(cpu_level: str, set_threads: Callable) -> None:
+    """In a longer batch, with more rows and keys, and on any number of threads the same weights are dropped."""
+    seed, offset, p = 5, 2**32 - 7, 0.3
+    whole = dropped_weights(torch.tensor([seed, offset]), p, 5, 3, 29, 261)
+    for threads in (1, 2, 3, 8):
+        set_threads(threads)
+        for batch in (1, 2, 5):
+            assert torch.equal(dropped_weights(torch.tensor([seed, offset]), p, batch, 3, 29, 261), whole[:batch])
+        alone = dropped_weights(torch.tensor([seed, offset + 2 * 3]), p, 1, 3, 29, 261)
+        assert torch.equal(alone, whole[2:3])
+        shorter = dropped_weights(torch.tensor([seed, offset]), p, 2, 3, 17, 130)
+        assert torch.equal(shorter > 0, whole[:2, :, :17, :130] > 0)
+
+
+def test_dropout_of_packed_sequences_in_both_directions(cpu_level: str, set_threads: Callable) -> None:
+    """Gradients of values that nothing else joins show which weights the backward drops."""
+    p, heads, lengths = 0.4, 2, [(29, 131), (5, 260), (32, 7)]
+    state = torch.tensor([77, 2**40])
+    q, k, v = (torch.zeros(sum(n[i] for n in lengths), heads, 32) for i in (0, 1, 1))
+    bounds = [torch.tensor([0, *n]).cumsum(0).int() for n in zip(*lengths, strict=True)]
+    dout = torch.cat([torch.eye(32)[:rows] for rows, _ in lengths])[:, None].expand(-1, heads, -1)
+    extra = (None, None, None, None, state, p)
+    for threads in (1, 2, 3, 8):
+        set_threads(threads)
+        leaf = v.clone().requires_grad_()
+        out = OPS.attention_forward(q, k, leaf, *bounds, 32, 260, 1.0, -1, -1, 0.0, *extra)[0]
+        (dv,) = torch.autograd.grad(out, leaf, dout)
+        kept = reference.dropout_keep_mask(state, p, len(lengths), heads, 32, 260)
+        for b, ((rows, keys), weights) in enumerate(zip(lengths, dv.split([n[1] for n in lengths]), strict=True)):
+            assert torch.equal(weights.permute(1, 2, 0)[:, :rows] > 0, kept[b, :, :rows, :keys])
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.83])
 def test_dropout_drops_as_often_as_it_should(p: float) -> None:
     kept = reference.dropout_keep_mask(torch.tensor([11, 7]), p, 4, 8, 128, 256).double()

@@ -161,9 +161,9 @@ def test_layouts(dtype: torch.dtype) -> None:
 
 
 def test_same_bits_for_any_thread_count(cpu_level: str, set_threads) -> None:
-    """Blocks and tiles of more than one, so that no product is torch's to share between threads."""
-    tensors, targets = operands((700, 600, 1500), torch.float32), targets_of(700, 1500)
-    for return_lse in (False, True):
+    """One tile, and blocks and tiles of more than one; the weight's gradient too."""
+    for shape, return_lse in itertools.product(((5, 40, 90), (700, 600, 1500)), (False, True)):
+        tensors, targets = operands(shape, torch.float32), targets_of(shape[0], shape[2])
         runs = []
         for count in (1, 2, 5):
             set_threads(count)
@@ -174,6 +174,18 @@ def test_same_bits_for_any_thread_count(cpu_level: str, set_threads) -> None:
                 )
             )
         assert all(torch.equal(run[name], runs[0][name]) for run in runs[1:] for name in run)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_has_the_same_bits_with_and_without_gradients(cpu_level: str, dtype: torch.dtype) -> None:
+    """The two ways to cut the logits."""
+    tensors, targets = operands((530, 24, 1700), dtype), targets_of(530, 1700)
+
+    def loss(**x: Tensor) -> Any:
+        return flagattn.linear_cross_entropy(targets=targets, reduction="sum", return_lse=True, **x)
+
+    with_gradients = loss(**{name: tensor.detach().requires_grad_() for name, tensor in tensors.items()})
+    assert all(torch.equal(ours, other) for ours, other in zip(loss(**tensors), with_gradients, strict=True))
 
 
 def test_second_backward_and_accumulation() -> None:

@@ -1,4 +1,4 @@
-"""The row-wise ops give a row the same bits in any batch, in any order, and on any number of threads, both ways."""
+"""Row-wise ops and losses give a row the same bits in any batch and order, on any number of threads, both ways."""
 
 from __future__ import annotations
 
@@ -106,3 +106,33 @@ def test_cross_entropy(data, level, dtype, count, size, softcap) -> None:
 
     upstream = (random(count, dtype=torch.float32, seed=seed) for seed in (1, 2))
     check(data, level, op, (random(count, size, dtype=dtype, seed=0) * 3, *upstream, targets))
+
+
+@settings(same_bits, max_examples=20)
+@given(
+    st.data(),
+    levels,
+    dtypes,
+    st.sampled_from([1, 2, 17, 40, 333, 700]),
+    st.sampled_from([1, 24, 257, 530]),
+    st.sampled_from([7, 255, 600, 1030]),
+    st.sampled_from([0.0, 5.0]),
+    st.sampled_from(["none", "sum"]),
+)
+def test_linear_cross_entropy(data, level, dtype, count, features, classes, softcap, reduction) -> None:
+    """A row's loss, lse and hidden gradient, taken in the forward ("sum", fp32) or from logits made again."""
+    weight = random(classes, features, dtype=dtype, seed=9) / features**0.5
+    targets = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(classes))
+    targets[3::7] = -100
+
+    def op(hidden: Tensor, dloss: Tensor, dlse: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        options = {"reduction": reduction, "softcap": softcap, "return_lse": True}
+        loss = functools.partial(flagattn.linear_cross_entropy, weight=weight, targets=targets, **options)
+        if reduction == "none":
+            return both_ways(loss, 1)(hidden, dloss, dlse)
+        leaf = hidden.detach().requires_grad_()
+        total, lse = loss(leaf)
+        return lse.detach(), torch.autograd.grad(total, leaf)[0]
+
+    upstream = (random(count, dtype=torch.float32, seed=seed) for seed in (1, 2))
+    check(data, level, op, (random(count, features, dtype=dtype, seed=0) * 3, *upstream, targets))

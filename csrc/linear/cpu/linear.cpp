@@ -37,4 +37,9 @@ Status run_batch_invariant_linear(const LinearParams& params, const ParallelFor&
   return Status::success();
 }
 
+void invariant_product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate) {
+  float* scratch = static_cast<float*>(thread_scratch(kProductScratch * sizeof(float)));
+  kernels_of(cpu_level().level).product(a, b, c, accumulate, scratch);
+}
+
 }  // namespace flagattn::cpu

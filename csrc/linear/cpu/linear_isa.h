@@ -1,6 +1,7 @@
-// What linear_isa.cpp offers at each ISA level: one block of the result, so that threading stays in linear.cpp.
+// What linear_isa.cpp offers at each ISA level: one block of a result, so that threading stays elsewhere.
 #pragma once
 
+#include "arch/matrix_product.h"
 #include "linear/params.h"
 
 namespace flagattn {
@@ -14,9 +15,15 @@ constexpr int64_t kLinearDepth = 256;
 // fp32 scratch of a thread: x and the weight of one block, and the sums.
 constexpr int64_t kLinearScratch = (kLinearRows + kLinearCols) * kLinearDepth + kLinearRows * kLinearCols;
 
+// A plain product takes so many columns in one turn; its sums are where its result is.
+constexpr int64_t kProductCols = 1024;
+constexpr int64_t kProductScratch = (kLinearRows + kProductCols) * kLinearDepth;
+
 struct LinearKernels {
   // Rows from `row` and columns from `col` on, as many as a block has or are left. scratch: kLinearScratch floats.
   void (*block)(const LinearParams& params, int64_t row, int64_t col, float* scratch);
+  // c = a b, or c += a b; c's rows are contiguous. scratch: kProductScratch floats.
+  void (*product)(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate, float* scratch);
 };
 
 namespace scalar {

@@ -91,16 +91,20 @@ void LinearBlocks::product_tiles(const Block& block, SegmentSummary* summaries, 
   for_each_item(
       parallel_, row_tiles * class_tiles, [] { return 0; },
       [&](int64_t item, int) {
-        const int64_t index = item / row_tiles, tile_begin = index * plan_.tile_classes;
+        const int64_t tile_begin = item / row_tiles * plan_.tile_classes;
         const int64_t row_begin = item % row_tiles * plan_.tile_rows;
         const int64_t row_end = std::min(block.rows, row_begin + plan_.tile_rows);
         const Matrix logits = tile(block, tile_begin, row_begin, row_end);
         product_(hidden(row_begin, row_end), weight(block, tile_begin).transposed(), logits, false);
         if (summaries == nullptr) return;
+        SegmentSummary* of_tile = summaries + tile_begin / kLossTileStep * block.rows;
         for (int64_t row = row_begin; row < row_end; ++row) {
           const float* x = logits.data + (row - row_begin) * logits.row_stride;
-          summaries[index * block.rows + row] =
-              kernels_.summarise(DType::kFloat32, x, logits.cols, options.softcap, options.label_smoothing != 0.0f);
+          for (int64_t begin = 0; begin < logits.cols; begin += kLossTileStep) {
+            of_tile[begin / kLossTileStep * block.rows + row] =
+                kernels_.summarise(DType::kFloat32, x + begin, std::min(kLossTileStep, logits.cols - begin),
+                                   options.softcap, options.label_smoothing != 0.0f);
+          }
           const int64_t target = in.targets[kept_[block.row_begin + row]] - block.class_begin - tile_begin;
           if (0 <= target && target < logits.cols) {
             target_logits[block.row_begin + row] = kernels_.capped(DType::kFloat32, x + target, options.softcap);
@@ -112,13 +116,12 @@ void LinearBlocks::product_tiles(const Block& block, SegmentSummary* summaries, 
 void LinearBlocks::logits(const Block& block) { product_tiles(block, nullptr, nullptr); }
 
 void LinearBlocks::logits(const Block& block, std::vector<RowSummary>& summaries, std::vector<float>& target_logits) {
-  static_assert(kLossTileClasses <= kLossSegment);
-  const int64_t class_tiles = tiles_of(block.classes, plan_.tile_classes);
-  std::vector<SegmentSummary> segments(class_tiles * block.rows);
+  const int64_t num_segments = tiles_of(block.classes, kLossTileStep);
+  std::vector<SegmentSummary> segments(num_segments * block.rows);
   product_tiles(block, segments.data(), target_logits.data());
   for_each_range(parallel_, block.rows, kRowsPerItem, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      absorb(summaries[block.row_begin + row], segments.data() + row, class_tiles, block.rows);
+      absorb(summaries[block.row_begin + row], segments.data() + row, num_segments, block.rows);
     }
   });
 }

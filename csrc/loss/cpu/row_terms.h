@@ -36,19 +36,18 @@ struct RowSummary {
   double sum = 0.0;
 };
 
-// Adds the summaries of a row's next segments, `stride` apart.
+// Adds the summaries of a row's next segments, `stride` apart, one by one: how many come at a time changes no bits.
 inline void absorb(RowSummary& row, const SegmentSummary* segments, int64_t count, int64_t stride) {
-  float maximum = row.maximum;
-  for (int64_t i = 0; i < count; ++i) maximum = std::fmax(maximum, segments[i * stride].maximum);
-  const auto rescaled = [maximum](double sum_exp, float from) {
-    // What holds nothing but -inf adds nothing; a NaN shows in its sum.
-    return sum_exp == 0.0 ? 0.0 : sum_exp * std::exp(static_cast<double>(from) - maximum);
-  };
-  row.sum_exp = rescaled(row.sum_exp, row.maximum);
-  row.maximum = maximum;
   for (int64_t i = 0; i < count; ++i) {
-    row.sum_exp += rescaled(segments[i * stride].sum_exp, segments[i * stride].maximum);
-    row.sum += segments[i * stride].sum;
+    const SegmentSummary& segment = segments[i * stride];
+    const float maximum = std::fmax(row.maximum, segment.maximum);
+    const auto rescaled = [maximum](double sum_exp, float from) {
+      // What holds nothing but -inf adds nothing; a NaN shows in its sum.
+      return sum_exp == 0.0 ? 0.0 : sum_exp * std::exp(static_cast<double>(from) - maximum);
+    };
+    row.sum_exp = rescaled(row.sum_exp, row.maximum) + rescaled(segment.sum_exp, segment.maximum);
+    row.sum += segment.sum;
+    row.maximum = maximum;
   }
 }
 
