@@ -22,6 +22,8 @@ T = TypeVar("T")
 NAME = re.compile(r"\w[\w.-]*")
 RESERVED = ("all", "kind", "step", "crc32")
 ENDINGS = (".tmp", ".deleted", ".aside", ".faulty")
+# What the monitor finds in steps that are taken.
+FINDINGS = ("divergence", "plateau", "stuck", "overfit", "straggler", "data_stall", "no_better")
 # These change how a step is computed, and nothing about it but its rounding, so that a run may go on on other machines.
 OF_THE_MACHINE = ("batch.micro", "train.device", "train.activation_checkpointing", "train.compile", "train.shares")
 
@@ -140,6 +142,7 @@ class MonitorOptions:
     # back to the newest checkpoint, and all samples from there to the step's end are skipped; or stop.
     spike: str = "warn"
     not_finite: str = "stop"  # skip, rewind or stop
+    stop_on: list[str] = field(default_factory=list)  # other findings at which the run saves and ends, as if asked to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +258,10 @@ class Options:
             (
                 self.monitor.not_finite in ("skip", "rewind", "stop"),
                 f"monitor.not_finite must be skip, rewind or stop, got {self.monitor.not_finite!r}",
+            ),
+            (
+                set(self.monitor.stop_on) <= set(FINDINGS),
+                f"monitor.stop_on must list some of {', '.join(FINDINGS)}, got {self.monitor.stop_on}",
             ),
             (self.run.timeout_minutes > 0, f"run.timeout_minutes must be positive, got {self.run.timeout_minutes}"),
             (self.run.save in ("async", "sync"), f"run.save must be async or sync, got {self.run.save!r}"),

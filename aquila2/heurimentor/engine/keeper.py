@@ -265,8 +265,7 @@ class Keeper:
         self.refused = 0
         self.log.write("train", order.step, values)
         rows = [len(part) for part in share_out(order.count, order.shares)]
-        for alert in self.monitor.step(values, busy, rows):
-            self._tell(order.step, alert)
+        self._found(order.step, self.monitor.step(values, busy, rows))
         if self.options.train.shares == "speed":
             proposal = self.shares.proposed(rows, busy)
             if proposal is not None:
@@ -286,15 +285,18 @@ class Keeper:
             drawn[info.domain] += count
             rows[info.domain] += info.rows
         epochs = {domain: drawn[domain] / count for domain, count in rows.items()}
+        self.log.write("epochs", step, epochs)
         stage = Settings.of(self.options, self.lineage).stage
-        for alert in self.monitor.measured(losses, epochs, stage):
-            self._tell(step, alert)
+        self._found(step, self.monitor.measured(losses, epochs, stage))
 
     def probed(self, step: int, found: Mapping[str, Estimate], chances: Mapping[str, float]) -> None:
         """Takes the shares of right answers, per task and metric, and per task what guessing would get."""
-        self.log.write("probe", step, {name: estimate.mean for name, estimate in found.items()})
+        shares = {name: estimate.mean for name, estimate in found.items()}
+        self.log.write("probe", step, shares)
         self.log.write("probe_interval", step, {name: estimate.half for name, estimate in found.items()})
         self.log.write("probe_chance", step, dict(chances))
+        stage = Settings.of(self.options, self.lineage).stage
+        self._found(step, self.monitor.probed(shares, stage))
 
     def inside(self, step: int, tokens: int, moments: Mapping[str, Moments], scores: Mapping[int, float]) -> None:
         """Takes mean and spread of the weights, layer by layer, and the largest attention scores of some layers."""
@@ -307,6 +309,13 @@ class Keeper:
         if self.curves is not None and tokens > self.curves[0]:
             self.log.write("trajectory", step, trajectory(self.curves[1], curves, tokens - self.curves[0]))
         self.curves = (tokens, curves)
+
+    def _found(self, step: int, alerts: Sequence[Alert]) -> None:
+        """Tells findings about what is done; a kind in `monitor.stop_on` is a decision that the run saves and ends."""
+        for alert in alerts:
+            self._tell(step, alert)
+            if alert.kind in self.options.monitor.stop_on and len(self._stop_lines()) == self.stops:
+                self.book.decide("stop", f"{alert.kind}: {alert.sentence}", by="monitor")
 
     def _tell(self, step: int, alert: Alert, **more: Any) -> None:
         values = {"alert": alert.kind, "subject": alert.subject, "sentence": alert.sentence, **more}

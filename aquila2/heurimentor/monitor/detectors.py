@@ -149,3 +149,14 @@ def no_better(before: Mapping[str, float], after: Mapping[str, float], names: tu
     if new < old:
         return None
     return f"{names[1]} is no better than {names[0]}: held out {new:.4g}, {old:.4g} before"
+
+
+def no_wiser(before: Mapping[str, float], after: Mapping[str, float], names: tuple[str, str]) -> str | None:
+    """A successor that answers no more questions right, in the mean over all probes of its predecessor."""
+    common = [probe for probe in before if probe in after]
+    if not common:
+        return None
+    old, new = (statistics.fmean(shares[probe] for probe in common) for shares in (before, after))
+    if new > old:
+        return None
+    return f"{names[1]} answers no better than {names[0]}: {new:.1%} right, {old:.1%} before"

@@ -43,6 +43,7 @@ class Monitor:
         self.heldout: dict[str, list[float]] = {}
         state = state or {}
         self.stage: tuple[str, dict[str, float]] = (str(state.get("stage", "")), dict(state.get("stage_began", {})))
+        self.probes: tuple[str, dict[str, float]] = (str(state.get("probed", "")), dict(state.get("probes_began", {})))
         self.steps = 0
         self._told: set[tuple[str, str]] = {(str(kind), str(subject)) for kind, subject in state.get("told", ())}
         for record in records:
@@ -53,7 +54,13 @@ class Monitor:
 
     def state(self) -> dict[str, Any]:
         """What the records do not say, as JSON values: the stage, what it began with, and what was told and stands."""
-        return {"stage": self.stage[0], "stage_began": self.stage[1], "told": sorted(self._told)}
+        return {
+            "stage": self.stage[0],
+            "stage_began": self.stage[1],
+            "probed": self.probes[0],
+            "probes_began": self.probes[1],
+            "told": sorted(self._told),
+        }
 
     def judge(self, loss: float, norm: float) -> Alert | None:
         """What speaks against applying a step: a value that is not finite, or a jump of one."""
@@ -108,6 +115,16 @@ class Monitor:
         elif not self.stage[1]:
             self.stage = (stage, dict(losses))
         return self._news(found, {"plateau", "stuck", "overfit", "no_better"})
+
+    def probed(self, shares: Mapping[str, float], stage: str) -> list[Alert]:
+        """Takes the share of right answers of every probe, and the stage; tells of a stage that has taught nothing."""
+        before, began = self.probes
+        if stage == before and began:
+            return []
+        self.probes = (stage, dict(shares))
+        names = (f"stage {before!r}'s beginning", "its end")
+        sentence = detectors.no_wiser(began, shares, names)
+        return [Alert("no_better", before, sentence)] if sentence else []
 
     def _news(self, found: Iterable[Alert], kinds: set[str]) -> list[Alert]:
         """The alerts that do not stand already; those of `kinds` that are not found any more are over."""

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 640, 270
-LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 42
-COLOURS = 8
+LEFT, RIGHT, TOP, BOTTOM = 78, 14, 14, 42
+COLOURS = 9
 MOST_POINTS = 500
 TALL_SPAN = 1e-9  # of the middle: less is a flat curve
 
@@ -69,6 +69,7 @@ class Chart:
         x_label: What the x axis shows.
         x_end: Where the x axis ends; None: at the last point.
         percent: Whether values are shares, shown in percent.
+        bounds: Beyond which no value can lie, so that bands and the axis end there.
     """
 
     key: str
@@ -83,13 +84,17 @@ class Chart:
     x_label: str = "step"
     x_end: float | None = None
     percent: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     drawn: list[tuple[Series, int, list[Bucket]]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         below: dict[float, float] = {}
         for number, series in enumerate(self.series):
             colour = number % COLOURS if series.colour is None else series.colour
-            buckets = thinned(series, self.log)
+            buckets = [
+                bucket._replace(low=max(bucket.low, self.bounds[0]), high=min(bucket.high, self.bounds[1]))
+                for bucket in thinned(series, self.log)
+            ]
             if self.stacked:
                 buckets = [Bucket(x, y + below.get(x, 0.0), below.get(x, 0.0), 0.0) for x, y, _, _ in buckets]
                 below = {bucket.x: bucket.y for bucket in buckets}

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,14 +188,19 @@ class RunView:
         return curves
 
 
-def smoothed(points: Sequence[Point], weight: float = 0.95) -> list[Point]:
-    """Exponential mean of what is finite, whose weights sum to 1 from the first point on."""
+def smoothed(points: Sequence[Point], share: float = 0.0125) -> list[Point]:
+    """The mean of every finite value with its neighbours on both sides, as many as a share of all.
+
+    Near the beginning, where losses fall steeply, both sides have equally few; at the end only one side is left.
+    """
+    kept = [(x, y) for x, y in points if math.isfinite(y)]
+    sums = [0.0, *accumulate(y for _, y in kept)]
+    reach = math.ceil(share * len(kept))
     found: list[Point] = []
-    mean = total = 0.0
-    for x, y in points:
-        if math.isfinite(y):
-            mean, total = weight * mean + (1 - weight) * y, weight * total + (1 - weight)
-            found.append((x, mean / total))
+    for place, (x, _) in enumerate(kept):
+        side = min(reach, place)
+        first, end = place - side, min(len(kept), place + side + 1)
+        found.append((x, (sums[end] - sums[first]) / (end - first)))
     return found
 
 

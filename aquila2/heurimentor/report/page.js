@@ -56,7 +56,7 @@ function draw(figure, place) {
     dot.setAttribute("r", 3.4); dot.setAttribute("class", "dot c" + series.colour);
     cursor.append(dot);
     let value = shown(row[1], chart.percent);
-    if (row.length > 4) value += series.interval ? " ± " + shown((row[3] - row[2]) / 2, chart.percent)
+    if (row.length > 4) value += series.interval ? " ± " + shown(Math.max(row[3] - row[1], row[1] - row[2]), chart.percent)
       : " (" + shown(row[2], chart.percent) + " to " + shown(row[3], chart.percent) + ")";
     nodes.push(line(series.name, value, series.colour));
   }

@@ -89,7 +89,7 @@ def page(view: RunView, refresh: float = 0.0) -> str:
 def charts_of(view: RunView) -> list[Chart]:
     """All charts that a run has values for."""
     marks, domains, end = view.marks(), view.domains(), float(view.step)
-    colours = {name: number for number, name in enumerate(domains)}
+    colours = {name: place % COLOURS for place, name in enumerate(domains)}
     heldout = [
         Series(name, points, "dots", halves, colours.get(name, 7))
         for name, (points, halves) in view.estimates("heldout").items()
@@ -111,7 +111,7 @@ def charts_of(view: RunView) -> list[Chart]:
         Chart(
             "probes", "Downstream probes", "share of right answers", _probes(view),
             "bands: 95 % confidence intervals over the questions; dashed: by chance", marks, percent=True,
-            from_zero=True, x_end=end,
+            from_zero=True, x_end=end, bounds=(0.0, 1.0),
         ),
         Chart(
             "loss", "Training loss", "cross-entropy (nats per token)",

@@ -16,6 +16,7 @@ from aquila2.heurimentor.data.stream import BatchStream
 from aquila2.heurimentor.ledger import control
 from aquila2.heurimentor.ledger.audit import audit
 from aquila2.heurimentor.ledger.book import Book
+from aquila2.heurimentor.monitor import detectors
 from aquila2.training import trainer
 from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints, step_of
 from aquila2.training.metrics import read_metrics
@@ -81,6 +82,24 @@ def test_a_decision_ends_the_run_and_another_start_goes_on(
     assert (result.progress.step, result.stopped_by, step_of(result.checkpoint)) == (3, trainer.ASKED, 3)
     assert "the run saves and ends (enough for today)" in capfd.readouterr().err
     assert trainer.train(options).progress.step == 7
+    assert trainer.train(options).progress.step == 12
+    trainer.train(options_for(texts, tmp_path / "calm"))
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "calm")
+    assert not audit(tmp_path / "run", data=True).faults
+
+
+def test_a_finding_may_end_the_run_and_another_start_goes_on(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sections: dict[str, Any] = {"monitor": {"stop_on": ["plateau"]}, "run": {"eval_every": 1}}
+    options = options_for(texts, tmp_path / "run", **sections)
+    sentences = iter([None, None, None, "no better", *[None] * 40])
+    monkeypatch.setattr(detectors, "plateau", lambda heldout: next(sentences))
+    result = trainer.train(options)
+    assert (result.progress.step, result.stopped_by, step_of(result.checkpoint)) == (3, trainer.ASKED, 3)
+    assert "the run saves and ends (plateau: no better), asked for by monitor" in " ".join(
+        capfd.readouterr().err.split()
+    )
     assert trainer.train(options).progress.step == 12
     trainer.train(options_for(texts, tmp_path / "calm"))
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "calm")

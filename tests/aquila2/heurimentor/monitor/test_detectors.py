@@ -14,6 +14,7 @@ from aquila2.heurimentor.monitor.detectors import (
     divergence,
     middle_and_spread,
     no_better,
+    no_wiser,
     noise,
     not_finite,
     overfit,
@@ -125,6 +126,26 @@ def test_a_successor_that_is_no_better() -> None:
     assert no_better(before, {"code": 1.9, "english": 3.05, "all": 2.4, "new": 9.0}, ("a", "b")) is None
     assert "b is no better than a" in (no_better(before, {"code": 2.1, "english": 3.0}, ("a", "b")) or "")
     assert no_better(before, {"new": 1.0}, ("a", "b")) is None
+
+
+def test_a_successor_that_answers_no_better() -> None:
+    before = {"animals/acc": 0.5, "words/acc": 0.2}
+    assert no_wiser(before, {"animals/acc": 0.45, "words/acc": 0.3, "new/acc": 0.0}, ("a", "b")) is None
+    sentence = no_wiser(before, {"animals/acc": 0.5, "words/acc": 0.2}, ("a", "b"))
+    assert sentence == "b answers no better than a: 35.0% right, 35.0% before"
+    assert no_wiser(before, {"new/acc": 0.0}, ("a", "b")) is None
+
+
+def test_the_monitor_compares_the_answers_of_stages() -> None:
+    monitor = Monitor(MonitorOptions())
+    assert not monitor.probed({"a/acc": 0.5}, "first")
+    assert not monitor.probed({"a/acc": 0.1}, "first")  # within a stage answers may come and go
+    monitor = continued(monitor, [])
+    (alert,) = monitor.probed({"a/acc": 0.4}, "second")
+    sentence = "its end answers no better than stage 'first''s beginning: 40.0% right, 50.0% before"
+    assert alert == ("no_better", "first", sentence)
+    assert not monitor.probed({"a/acc": 0.3}, "second")
+    assert not monitor.probed({"a/acc": 0.6}, "third")
 
 
 def step_record(loss: float, wait: float = 0.0) -> dict[str, float]:

@@ -26,6 +26,8 @@ def test_a_probed_run(tmp_path: Path) -> None:
     found = [record for record in records if record["kind"] == "probe"]
     assert [record["step"] for record in found] == [0, 5, 10, 12]
     assert all(record["animals/acc"] * 3 == pytest.approx(round(record["animals/acc"] * 3)) for record in found)
+    epochs = [record for record in records if record["kind"] == "epochs"]
+    assert epochs[-1]["sums"] > epochs[0]["sums"] == 0
     halves = [record for record in records if record["kind"] == "probe_interval"]
     assert all(0 < record["animals/acc"] < 1 for record in halves)
     charts = {chart.key: chart for chart in charts_of(RunView.of(tmp_path / "probed"))}

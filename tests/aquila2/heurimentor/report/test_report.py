@@ -17,7 +17,7 @@ import pytest
 
 from aquila2.cli import main
 from aquila2.heurimentor.report.charts import HEIGHT, LEFT, RIGHT, WIDTH, Chart, Mark, Series, number, thinned
-from aquila2.heurimentor.report.collect import RunView
+from aquila2.heurimentor.report.collect import RunView, smoothed
 from aquila2.heurimentor.report.page import HERE, charts_of, follow_report, page, write_report
 from aquila2.training import trainer
 from aquila2.training.lock import is_held, only_run_in
@@ -205,6 +205,22 @@ def test_curves_of_any_size_stay_within_the_picture(values: list[float], log: bo
     assert len({(place["x"], place["y"]) for place in places}) == len(places) >= 4
     assert len(set(ticks)) >= len(ticks) - 1
     json.dumps(chart.data(), allow_nan=False)
+
+
+def test_bands_end_where_no_value_can_lie() -> None:
+    chart = Chart("a", "A", "x", [Series("a", [(1, 0.9), (2, 0.1)], "dots", [0.3, 0.3])], bounds=(0.0, 1.0))
+    buckets = chart.drawn[0][2]
+    assert [bucket[1:] for bucket in buckets] == [(0.9, pytest.approx(0.6), 1.0), (0.1, 0.0, pytest.approx(0.4))]
+    assert chart.data()["series"][0]["rows"][0][3] == 1.0
+
+
+def test_a_smoothed_curve_lies_in_its_curve() -> None:
+    falling = [(step, 2.0 + 6.0 * math.exp(-step / 20)) for step in range(400)]
+    for (step, mean), (_, value) in zip(smoothed(falling), falling, strict=True):
+        assert mean == pytest.approx(value, rel=0.01), step
+    noisy = [(step, 1.0 + 0.1 * (-1) ** step) for step in range(400)]
+    assert all(mean == pytest.approx(1.0, abs=0.02) for _, mean in smoothed(noisy)[5:])
+    assert smoothed([(1, math.nan), (2, 3.0)]) == [(2, 3.0)]
 
 
 @pytest.mark.parametrize("most", [1.0, 0.3, 0.0123, 4e-4, 2.3e-7])
