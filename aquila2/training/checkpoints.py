@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aquila2.atomic import atomic_path, atomic_write
-from aquila2.checkpoint import iterate_tensors, save_weights, weights_of
+from aquila2.checkpoint import check_tensors, iterate_tensors, save_weights, weights_of
 from aquila2.config import Aquila2Config, read_json
 from aquila2.heurimentor.ledger.lineage import Head
 from aquila2.heurimentor.verified import (
@@ -30,6 +30,7 @@ from aquila2.heurimentor.verified import (
     verify,
 )
 from aquila2.model import Aquila2ForCausalLM
+from aquila2.parallel.values import fill
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.finite import finite, numbers
 from aquila2.training.options import Options, dump_options
@@ -216,6 +217,7 @@ def state_of(path: Path) -> dict[str, Any]:
 def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Loads weights, optimizer and random state in place, and returns the rest of the state.
 
+    A rank that has parts of the tensors takes these: a run goes on however its model is divided, or whole.
     Everything is copied into memory of torch's own alignment, since products of matrices may round differently on
     memory-mapped weights, and a continued run is to give the same bits.
 
@@ -232,7 +234,10 @@ def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.opti
     tensors = dict(iterate_tensors(path))
     if model.config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    model.load_state_dict(tensors)
+    with torch.device("meta"):
+        check_tensors(Aquila2ForCausalLM(model.config), tensors, str(path))  # of which this rank may have some layers
+    for name, parameter in model.named_parameters():
+        fill(parameter, tensors[name])
     stored = load_file(path / "optimizer.safetensors")
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
@@ -241,8 +246,8 @@ def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.opti
         entries = {key: stored[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {
             "step": entries["step"].to(parameter.device, copy=True),
-            "exp_avg": torch.empty_like(parameter).copy_(entries["exp_avg"]),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(entries["exp_avg_sq"]),
+            "exp_avg": fill(torch.empty_like(parameter), entries["exp_avg"]),
+            "exp_avg_sq": fill(torch.empty_like(parameter), entries["exp_avg_sq"]),
         }
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
     return state

@@ -142,15 +142,17 @@ def heldout_loss(
     """Mean cross-entropy per target of every domain with its interval, and under "all" the mean over domains.
 
     Intervals take raw records as what was drawn: their tokens are alike, wherever they stand. Ranks share the batches,
-    and sums are exact, so that the number of ranks changes no bit.
+    and sums are exact, so that the number of ranks changes no bit. All go through the model equally often, as those
+    that share its weights have to: who has no batch left takes the last one, which then does not count.
     """
     world = world or World()
     was_training = model.training
     model.eval()
     parts = [(domain, part) for domain, several in batches.items() for part in several]
     mine: list[list[tuple[str, float, int]]] = []
-    for index in range(world.rank, len(parts), world.size):
-        part = parts[index][1]
+    for first in range(0, len(parts), world.size):
+        index = first + world.rank
+        part = parts[min(index, len(parts) - 1)][1]
         batch = part.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             losses = model.loss(
@@ -160,7 +162,8 @@ def heldout_loss(
                 max_seqlen=batch.max_seqlen,
                 reduction="none",
             )
-        mine.append(_sums(part, losses.double().cpu(), f"batch {index}"))
+        if index < len(parts):
+            mine.append(_sums(part, losses.double().cpu(), f"batch {index}"))
     model.train(was_training)
     everybody = world.gather(mine)
     records: dict[str, dict[str, list[tuple[float, int]]]] = {domain: {} for domain in batches}

@@ -27,6 +27,8 @@ FINDINGS = ("divergence", "plateau", "stuck", "overfit", "straggler", "data_stal
 # These change how a step is computed, and nothing about it but its rounding, so that a run may go on on other machines.
 OF_THE_MACHINE = ("batch.micro", "train.device", "train.activation_checkpointing", "train.compile", "train.shares")
 
+MAY_CHANGE = ("run", "monitor", "probe", "parallel")  # whole sections
+
 
 class OptionError(ValueError):
     """What is wrong with one option, which `option` names with its sections."""
@@ -133,6 +135,21 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelOptions:
+    """How ranks divide the model. These may change in a continuation, like the number of ranks."""
+
+    shard: int = 1  # ranks that share one copy of weights, gradients and moments (FSDP); 0: as many as there are for it
+    tensor: int = 1  # ranks that share the heads and channels of every layer, and take the same samples
+    stages: list[int] = field(default_factory=list)  # layers of every pipeline stage; one rank of a copy has each
+    replicate: int = 0  # copies of the weights; 0: as many as the ranks have room for, one where shard is 0 too
+
+    @property
+    def divides(self) -> bool:
+        """Whether ranks may have parts of the weights only."""
+        return self.shard != 1 or self.tensor != 1 or len(self.stages) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class MonitorOptions:
     """What the monitor looks at, and does about a step that it objects to. These may change like those of `run`."""
 
@@ -180,6 +197,7 @@ class Options:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
     run: RunOptions = field(default_factory=RunOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
     probe: ProbeOptions = field(default_factory=ProbeOptions)
@@ -215,6 +233,8 @@ class Options:
                     ("batch.ramp_start", self.batch.ramp_start),
                     ("batch.ramp_increment", self.batch.ramp_increment),
                     ("batch.ramp_samples", self.batch.ramp_samples),
+                    ("parallel.shard", self.parallel.shard),
+                    ("parallel.replicate", self.parallel.replicate),
                     ("run.save_every", self.run.save_every),
                     ("run.save_minutes", self.run.save_minutes),
                     ("run.eval_every", self.run.eval_every),
@@ -249,6 +269,19 @@ class Options:
                 self.train.shares in ("equal", "speed"),
                 f"train.shares must be equal or speed, got {self.train.shares!r}",
             ),
+            (
+                self.train.shares == "equal" or not self.parallel.divides,
+                "train.shares must be equal where the model is divided (parallel): its ranks go in step",
+            ),
+            (
+                not self.train.compile or not self.parallel.divides,
+                "train.compile must be false where the model is divided (parallel)",
+            ),
+            (
+                not self.probe.tasks or len(self.parallel.stages) < 2,
+                "probe.tasks must be empty where parallel.stages has several: no stage can answer alone",
+            ),
+            (self.parallel.tensor > 0, f"parallel.tensor must be at least 1, got {self.parallel.tensor}"),
             (self.monitor.window >= 16, f"monitor.window must be at least 16, got {self.monitor.window}"),
             (self.monitor.sigmas > 0, f"monitor.sigmas must be positive, got {self.monitor.sigmas}"),
             (
@@ -363,7 +396,7 @@ def dump_options(options: Options) -> str:
 
 def changed_options(old: Options, new: Options) -> list[str]:
     """Dotted names of options that differ and may not change when a run is continued."""
-    sections = [f.name for f in dataclasses.fields(Options) if f.name not in ("run", "monitor", "probe")]
+    sections = [f.name for f in dataclasses.fields(Options) if f.name not in MAY_CHANGE]
     changed = []
     for section in sections:
         before, after = getattr(old, section), getattr(new, section)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from aquila2.device import usable_device
 from aquila2.heurimentor.data.schedule import OpenSegment
 from aquila2.heurimentor.data.stream import BatchStream, Part
-from aquila2.heurimentor.engine.gradients import GradientSum
 from aquila2.heurimentor.engine.keeper import Keeper, Order, Stop, Suspects, Verdict
+from aquila2.heurimentor.engine.placement import Placement, place
 from aquila2.heurimentor.engine.world import World, checksum, ranks_of
 from aquila2.heurimentor.ledger.book import NAME, share_out
 from aquila2.heurimentor.ledger.chain import scan
@@ -30,6 +30,8 @@ from aquila2.heurimentor.monitor.weights import largest_scores, weight_moments
 from aquila2.heurimentor.probes.scoring import make_probes, run_probes
 from aquila2.heurimentor.probes.tasks import read_tasks
 from aquila2.model import Aquila2ForCausalLM
+from aquila2.parallel.gather import gathered
+from aquila2.parallel.values import clip, local, total_norm
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import (
     checkpoint_to_continue,
@@ -126,9 +128,10 @@ def train(options: Options) -> Result:
         config = options.model_config(
             len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         )
-        model = Aquila2ForCausalLM(config).to(device).train()
+        model = Aquila2ForCausalLM(config).train()
         model.set_activation_checkpointing(options.train.activation_checkpointing)
-        return Loop(options, model, tokenizer, device, world).run()
+        placement = place(model, options.parallel, world, device, options.train.precision == "bf16")
+        return Loop(options, model, tokenizer, device, world, placement).run()
 
 
 class Loop:
@@ -147,11 +150,12 @@ class Loop:
         tokenizer: Aquila2Tokenizer,
         device: torch.device,
         world: World,
+        placement: Placement,
     ) -> None:
         self.options, self.model, self.tokenizer, self.device, self.world = options, model, tokenizer, device, world
         self.folder = Path(options.run.folder)
         self.optimizer = make_adamw(model, options.optimizer)
-        self.gradients = GradientSum(model.parameters(), world)
+        self.placement = placement
         self.loss = torch.compile(model.loss, fullgraph=True, dynamic=True) if options.train.compile else model.loss
         self.bf16 = options.train.precision == "bf16"
         self.stream = BatchStream(self.folder, options.data.seq_len, tokenizer_id(tokenizer))
@@ -173,8 +177,6 @@ class Loop:
         checkpoint = self.world.tell(self._checkpoint_to_continue)
         if checkpoint is not None:
             self._resume(checkpoint)
-        else:
-            self.world.spread(self.model.parameters())
         finished = self.progress.samples >= total
         with ExitStack() as stack:
             self.world.tell(lambda: self._open_files(stack, checkpoint, finished))
@@ -200,7 +202,7 @@ class Loop:
                 elif not finished:
                     self.world.tell(lambda: self._saver().wait())
             if finished:
-                after = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
+                after = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.placement.data)
             elif not stopped_by and not self._due(self.options.run.eval_every):
                 after = self._measure()
             if not (finished or stopped_by or self._due(self.options.probe.every)):
@@ -228,8 +230,9 @@ class Loop:
             return {}
         self.stream.open(order.segments)
         self._watch(order.segments)
-        places = share_out(order.count, order.shares)[self.world.rank]
+        places = share_out(order.count, order.shares)[self.placement.data.rank]
         part = self.stream.part(order.draws, places, self.options.batch.micro, order.quarantined)
+        part = self.placement.evened(part, self.world, self.options.data.seq_len)
         waited = self.clock() - started
         applied = self._update(order, places, part, waited)
         if applied is None:  # its samples are skipped
@@ -260,30 +263,19 @@ class Loop:
         skipped, or the run go back.
         """
         started = self.clock()
-        count = max(1, self.world.sum(sum(batch.num_targets for batch in part.batches)))
-        losses = []
-        for index, whole in enumerate(part.batches):
-            batch = whole.to(self.device)
-            if index == len(part.batches) - 1:
-                self.gradients.begin()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = self.loss(
-                    batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
-                )
-            weighted = loss * (batch.num_targets / count)
-            weighted.backward()
-            losses.append(weighted.detach())
+        count = max(1, self.placement.data.sum(sum(batch.num_targets for batch in part.batches)))
+        losses = self._passes(part, count)
         mean = float(sum(losses, start=torch.zeros((), device=self.device)))
         busy = self.clock() - started
-        self.gradients.finish()
-        reports = self.world.gather(RankReport(mean, part.digest, busy, waited))
+        self.placement.gradients.finish()
+        reports = self.placement.data.gather(RankReport(mean, part.digest, busy, waited))
         total = sum(report.loss for report in reports)
         limit = self.options.optimizer.clip or float("inf")
-        mine = float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        mine = math.hypot(*self.placement.stages.gather(total_norm(self.model.parameters())))
         # One norm for all ranks, whose last bits may differ where their machines do.
         alert, norm = self.world.tell(lambda: (self._first().judge(total, mine), mine))
         if alert is not None:
-            suspects = self.world.gather(self._suspects(order, places, part, losses, count))
+            suspects = self.placement.data.gather(self._suspects(order, places, part, losses, count))
             verdict = self.world.tell(lambda: self._verdict(order, alert, total, norm, suspects))
             if not verdict.applies:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -295,12 +287,31 @@ class Loop:
                     back = verdict.checkpoint
                     self.progress.samples = self.world.tell(lambda: self._first().go_back(back, order, alert, suspects))
                 return None
-        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, torch.tensor(norm))
+        clip(self.model.parameters(), limit, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = order.rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return reports, total, norm
+
+    def _passes(self, part: Part, count: int) -> list[torch.Tensor]:
+        """Forward and backward passes of all micro-batches; returns what each adds to the mean loss."""
+        if self.placement.pipeline is not None:
+            micro = self.options.batch.micro
+            return self.placement.pipeline.passes(self.placement.stage_batches(part, count, micro, self.device))
+        losses = []
+        for index, whole in enumerate(part.batches):
+            batch = whole.to(self.device)
+            if index == len(part.batches) - 1:
+                self.placement.gradients.begin()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = self.loss(
+                    batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
+                )
+            weighted = loss * (batch.num_targets / count)
+            weighted.backward()
+            losses.append(weighted.detach())
+        return losses
 
     def _suspects(self, order: Order, places: range, part: Part, losses: list[torch.Tensor], count: int) -> Suspects:
         """This rank's worst batch: one whose loss is not finite, else the one of the largest mean loss."""
@@ -327,15 +338,17 @@ class Loop:
         return not newest or step_of(newest[0]) != self.progress.step
 
     def _compare_weights(self) -> None:
-        """Sends the first rank's weights and moments to all where one has others, and has it told."""
-        if self.world.size == 1:
+        """Sends the first copy's weights and moments to the others where one has others, and has it told."""
+        copies = self.placement.copies
+        if copies.size == 1:
             return
-        sums = self.world.gather(checksum(self.model.parameters()))
-        differ = [rank for rank, value in enumerate(sums) if value != sums[0]]
+        sums = copies.gather(checksum(local(parameter) for parameter in self.model.parameters()))
+        ranks = self.world.gather(sums[copies.rank] != sums[0])
+        differ = [rank for rank, differs in enumerate(ranks) if differs]
         if differ:
-            self.world.spread(self.model.parameters())
+            copies.spread(local(parameter) for parameter in self.model.parameters())
             states = [self.optimizer.state[parameter] for parameter in self.model.parameters()]
-            self.world.spread(state[key] for state in states for key in sorted(state))
+            copies.spread(local(state[key]) for state in states for key in sorted(state))
             self.world.tell(lambda: self._first().ranks_differ(self.progress.step, differ))
 
     def _segments(self, checkpoint: Path | None) -> list[OpenSegment]:
@@ -363,25 +376,28 @@ class Loop:
         self.heldout = heldout_batches(data, self.options.data, self.options.batch.micro, added)
 
     def _measure(self) -> dict[str, Estimate]:
-        losses = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.world)
+        losses = heldout_loss(self.model, self.heldout, self.device, self.bf16, self.placement.data)
         self.world.tell(lambda: self._first().measured(self.progress.step, losses))
-        self.world.tell(self._look_inside)
+        self._look_inside()
         return losses
 
     def _probe(self) -> None:
         """Asks the questions of the task files, where there are any."""
         if self.probes:
             most = self.options.batch.micro * self.options.data.seq_len
-            found = run_probes(self.model, self.probes, most, self.device, self.bf16, self.world)
+            found = run_probes(self.model, self.probes, most, self.device, self.bf16, self.placement.data)
             chances = {probe.task.name: probe.chance for probe in self.probes}
             self.world.tell(lambda: self._first().probed(self.progress.step, found, chances))
 
     def _look_inside(self) -> None:
-        """The first rank's look at weights, and at attention over the first held-out batch of every domain."""
+        """A look at weights, and at attention over the first held-out batch of every domain."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             firsts = [several[0].to(self.device) for several in self.heldout.values() if several]
-            scores = largest_scores(self.model, firsts)
-        self._first().inside(self.progress.step, self.progress.tokens, weight_moments(self.model), scores)
+            parts = self.world.gather(largest_scores(self.model, firsts))  # of the heads that each rank has
+        scores = {layer: max(part[layer] for part in parts) for layer in parts[0]}
+        stages = self.placement.stages.gather(weight_moments(self.model))
+        moments = {kind: [pair for stage in stages for pair in stage[kind]] for kind in stages[0]}
+        self.world.tell(lambda: self._first().inside(self.progress.step, self.progress.tokens, moments, scores))
 
     def _checkpoint_to_continue(self) -> Path | None:
         """The newest checkpoint that is whole and whose steps the ledger has not undone."""
@@ -402,7 +418,7 @@ class Loop:
             if checkpoint and head is None:
                 raise ValueError(f"{checkpoint} does not tell where the ledger stood, so the run cannot go on from it")
             watched = state_of(checkpoint).get("monitor") if checkpoint else None
-            self.keeper = Keeper(self.options, head, self.world.size, log, watched)
+            self.keeper = Keeper(self.options, head, self.placement.data.size, log, watched)
             stack.callback(self.keeper.close)
             self.saver = stack.enter_context(Saver(self.folder / "checkpoints", self.tokenizer, self.options))
 
@@ -435,9 +451,13 @@ class Loop:
         """Saves what stands now; `last`: nothing is trained until it is written."""
         self._compare_weights()
         self.saved_at = time.monotonic()
-        return self.world.tell(lambda: self._save_here(last))
+        saved: tuple[Aquila2ForCausalLM, torch.optim.Optimizer] = self.model, self.optimizer
+        if self.placement.divided:
+            stages = self.placement.stages
+            saved = gathered(self.model, self.optimizer, stages.group, keep=self.world.is_first)
+        return self.world.tell(lambda: self._save_here(*saved, last))
 
-    def _save_here(self, last: bool) -> Path:
+    def _save_here(self, model: Aquila2ForCausalLM, optimizer: torch.optim.Optimizer, last: bool) -> Path:
         state = {
             "step": self.progress.step,
             "samples": self._first().lineage.samples,
@@ -446,11 +466,11 @@ class Loop:
             "monitor": self._first().monitor.state(),
         }
         head, heldout = self._first().head(), heldout_ids(self.folder, self.measured)
-        return self._saver().save(contents_of(self.model, self.optimizer, state, head, heldout), last)
+        return self._saver().save(contents_of(model, optimizer, state, head, heldout), last)
 
     def _resume(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer)
-        self.world.spread(self.model.parameters())
+        self.placement.copies.spread(local(parameter) for parameter in self.model.parameters())
         self.progress = Progress(state["step"], state["samples"], state["tokens"])
         self.progress.heldout = {domain: Estimate(*values) for domain, values in state["heldout_before"].items()}
         self._say(f"continuing {checkpoint}")

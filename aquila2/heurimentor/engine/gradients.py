@@ -67,7 +67,7 @@ class GradientSum:
             bucket = self._buckets[len(self._sent)]
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = _flatten_dense_tensors(gradients)
-            self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
+            self._sent.append((flat, dist.all_reduce(flat, group=self.world.group, async_op=True)))
 
 
 def _buckets(parameters: Iterable[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:

@@ -25,15 +25,27 @@ class OtherRankFailed(RuntimeError):
 class World:
     """What ranks tell each other besides gradients. With one rank every method returns at once.
 
+    Args:
+        group: Those meant; all unless told.
+
     Attributes:
-        rank: This process, 0 to size - 1.
+        rank: This process among them, 0 to size - 1.
         size: How many there are.
+        group: The argument.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         shared = dist.is_initialized()
-        self.rank = dist.get_rank() if shared else 0
-        self.size = dist.get_world_size() if shared else 1
+        self.group = group
+        self.rank = dist.get_rank(group) if shared else 0
+        self.size = dist.get_world_size(group) if shared else 1
+
+    @classmethod
+    def alone(cls) -> World:
+        """This rank without the others."""
+        world = cls()
+        world.rank, world.size = 0, 1
+        return world
 
     @property
     def is_first(self) -> bool:
@@ -56,7 +68,7 @@ class World:
             except Exception as caught:
                 error = caught
                 message[1] = f"{caught.__class__.__name__}: {caught}"
-        dist.broadcast_object_list(message, src=0)
+        dist.broadcast_object_list(message, group=self.group, group_src=0)
         if error is not None:
             raise error
         if message[1] is not None:
@@ -69,14 +81,14 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
         """Puts the first rank's values into the tensors of all."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor.data, src=0)
+                dist.broadcast(tensor.data, group=self.group, group_src=0)
 
     def largest(self, value: int) -> int:
         """The largest value of all ranks."""
@@ -90,7 +102,7 @@ class World:
         if self.size == 1:
             return value
         number = torch.tensor(value, dtype=torch.int64)
-        dist.all_reduce(number, how)
+        dist.all_reduce(number, how, group=self.group)
         return int(number)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aquila2.model import Aquila2ForCausalLM
+from aquila2.parallel.values import whole
 from aquila2.training.data import Batch
 
 KINDS = {
@@ -35,13 +36,16 @@ BILLION = 1e9
 
 @torch.no_grad()
 def weight_moments(model: Aquila2ForCausalLM) -> dict[str, list[tuple[float, float]]]:
-    """Mean and standard deviation of every kind of weight, layer by layer; kinds that the model lacks are left out."""
+    """Mean and standard deviation of every kind of weight, layer by layer; kinds that the model lacks are left out.
+
+    Ranks that share the weights have to ask together.
+    """
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for layer in model.model.layers:
         weights = dict(layer.named_parameters())
         for kind, name in KINDS.items():
             if name in weights:
-                std, mean = torch.std_mean(weights[name].float(), correction=0)
+                std, mean = torch.std_mean(whole(weights[name]).float(), correction=0)
                 found[kind].append((float(mean), float(std)))
     return {kind: moments for kind, moments in found.items() if moments}
 

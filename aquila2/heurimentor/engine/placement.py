@@ -1,0 +1,110 @@
+"""A model on the ranks of a run: who has other samples, who has the same weights, and how gradients are summed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from aquila2.config import Aquila2Config
+from aquila2.heurimentor.data.stream import Part
+from aquila2.heurimentor.engine.gradients import GradientSum
+from aquila2.heurimentor.engine.world import World
+from aquila2.model import IGNORE_INDEX, Aquila2ForCausalLM
+from aquila2.parallel.mesh import Layout, layout_for, mesh_of
+from aquila2.parallel.pipeline import MicroBatch, Pipeline, check_stages
+from aquila2.parallel.shard import ShardedGradients, shard
+from aquila2.parallel.tensor import check_tensor, split
+from aquila2.training.data import Batch
+from aquila2.training.options import ParallelOptions
+
+
+class Placement(NamedTuple):
+    """How a model lies on the ranks of a run.
+
+    Attributes:
+        data: One rank for each part of a step's samples, this one among them.
+        copies: The ranks that have the same part of the weights as this one.
+        stages: Those that have the other layers, and take the same samples.
+        gradients: Sums them over the ranks.
+        divided: Whether no rank has all weights, so that all have to go through the model equally often.
+        pipeline: The stage that this rank has.
+    """
+
+    data: World
+    copies: World
+    stages: World
+    gradients: GradientSum | ShardedGradients
+    divided: bool
+    pipeline: Pipeline | None = None
+
+    def evened(self, part: Part, world: World, row_tokens: int) -> Part:
+        """A rank's part of a step, with batches that have no target where it has fewer than others."""
+        if not self.divided:
+            return part
+        ids = torch.zeros(1, row_tokens, dtype=torch.int64)
+        bounds = torch.tensor([0, row_tokens], dtype=torch.int32)
+        empty = Batch(ids, torch.full_like(ids, IGNORE_INDEX), bounds, row_tokens, [])
+        missing = world.largest(len(part.batches)) - len(part.batches)
+        return Part(part.batches + [empty] * missing, part.digest)
+
+    def stage_batches(self, part: Part, count: int, micro: int, device: torch.device) -> list[MicroBatch]:
+        """A rank's part of a step for the pipeline, whose batches all have `micro` rows: some without a target."""
+        return [_filled(batch, micro, batch.num_targets / count, device) for batch in part.batches]
+
+
+def place(
+    model: Aquila2ForCausalLM, options: ParallelOptions, world: World, device: torch.device, bf16: bool = False
+) -> Placement:
+    """Gives all ranks the first one's weights, and leaves each the part that it has to have.
+
+    Args:
+        model: Whole; changed in place, and moved to the device.
+        options: How it is divided.
+        world: All ranks of the run.
+        device: Of this rank.
+        bf16: Whether passes of pipeline stages are under autocast.
+
+    Raises:
+        ValueError: The options do not fit the ranks.
+        OtherRankFailed: The same, on the other ranks than the first.
+    """
+    layout = world.tell(lambda: _layout(options, world.size, model.config))
+    if not layout.is_divided:
+        world.spread(model.to(device).parameters())
+        return Placement(world, world, World.alone(), GradientSum(model.parameters(), world), divided=False)
+    world.spread(model.parameters())
+    mesh = mesh_of(layout, device.type)
+    if layout.stages > 1:
+        pipeline = Pipeline(model, options.stages, mesh["stage"].get_group(), device, bf16)
+        data, stages = World(mesh["replicate"].get_group()), World(mesh["stage"].get_group())
+        gradients = GradientSum(model.to(device).parameters(), data)
+        return Placement(data, data, stages, gradients, divided=True, pipeline=pipeline)
+    data = world
+    if layout.tensor > 1:
+        split(model, mesh["tensor"])
+        rows = init_device_mesh(device.type, (world.size // layout.tensor, layout.tensor), mesh_dim_names=("data", "t"))
+        data = World(rows["data"].get_group())
+    shard(model, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"])
+    copies = World(mesh["replicate"].get_group()) if layout.replicate > 1 else World.alone()
+    return Placement(data, copies, World.alone(), ShardedGradients(model), divided=True)
+
+
+def _layout(options: ParallelOptions, ranks: int, config: Aquila2Config) -> Layout:
+    check_stages(config, options.stages)
+    layout = layout_for(ranks, options.replicate, options.shard, options.tensor, max(1, len(options.stages)))
+    check_tensor(config, layout.tensor)
+    return layout
+
+
+def _filled(batch: Batch, micro: int, weight: float, device: torch.device) -> MicroBatch:
+    rows, length = batch.input_ids.shape
+    ids = torch.zeros(micro - rows, length, dtype=torch.int64)
+    bounds = torch.arange(rows + 1, micro + 1, dtype=torch.int32) * length
+    return MicroBatch(
+        torch.cat([batch.input_ids, ids]).to(device),
+        torch.cat([batch.targets, torch.full_like(ids, IGNORE_INDEX)]).to(device),
+        torch.cat([batch.cu_seqlens, bounds]).to(device),
+        weight,
+    )
