@@ -12,6 +12,13 @@ from torch.nn.modules import module as torch_module
 
 from aquila2 import Aquila2ForCausalLM
 from aquila2.linear import Linear, are_plain
+from tests.changed_layers import (
+    with_hook,
+    with_own_forward,
+    with_parametrization,
+    with_pre_hook,
+    with_weight_norm,
+)
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head"]
 
@@ -37,43 +44,12 @@ class Adapter(nn.Module):
         return y
 
 
-class Twice(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return 2 * weight
-
-
 class Kind(nn.Parameter):
     pass
 
 
-def with_hook(layer: nn.Linear) -> nn.Module:
-    layer.register_forward_hook(lambda module, given, output: 2 * output)
-    return layer
-
-
-def with_pre_hook(layer: nn.Linear) -> nn.Module:
-    layer.register_forward_pre_hook(lambda module, given: (2 * given[0],))
-    return layer
-
-
 def with_keyword_hook(layer: nn.Linear) -> nn.Module:
     layer.register_forward_hook(lambda module, args, kwargs, output: 2 * output, with_kwargs=True)
-    return layer
-
-
-def with_own_forward(layer: nn.Linear) -> nn.Module:
-    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)  # type: ignore[method-assign]
-    return layer
-
-
-def with_parametrization(layer: nn.Linear) -> nn.Module:
-    return nn.utils.parametrize.register_parametrization(layer, "weight", Twice())
-
-
-def with_weight_norm(layer: nn.Linear) -> nn.Module:
-    nn.utils.weight_norm(layer)
-    with torch.no_grad():
-        layer.weight_g.mul_(2)
     return layer
 
 

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from flagattn.integrations import _few_rows as few_rows
+from tests.changed_layers import (
+    with_hook,
+    with_own_forward,
+    with_parametrization,
+    with_pre_hook,
+    with_weight_norm,
+)
 
 X = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
 
@@ -60,33 +67,6 @@ def test_what_is_left_to_the_layers() -> None:
 class Doubled(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
-
-
-def with_hook(layer: nn.Linear) -> nn.Module:
-    layer.register_forward_hook(lambda module, given, output: 2 * output)
-    return layer
-
-
-def with_pre_hook(layer: nn.Linear) -> nn.Module:
-    layer.register_forward_pre_hook(lambda module, given: (2 * given[0],))
-    return layer
-
-
-def with_own_forward(layer: nn.Linear) -> nn.Module:
-    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight)  # type: ignore[method-assign]
-    return layer
-
-
-def with_parametrization(layer: nn.Linear) -> nn.Module:
-    class Twice(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return 2 * weight
-
-    return nn.utils.parametrize.register_parametrization(layer, "weight", Twice())
-
-
-def with_weight_norm(layer: nn.Linear) -> nn.Module:
-    return nn.utils.weight_norm(layer)
 
 
 def with_turned_weight(layer: nn.Linear) -> nn.Module:
