@@ -170,11 +170,11 @@ FLAGATTN_INLINE F32 odd_of_pairs(__m512 pairs) {
   const __m512i mask = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000));
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), mask))};
 }
-// Element 4r + j is element i of row r, for every j.
+// Element 4r + j is element i of row r, for every j: one shuffle of bytes widens it too.
 template <int i>
 FLAGATTN_INLINE F32 spread_in_eights(Eights a) {
-  const __m512 pair = _mm512_shuffle_ps(a.pairs, a.pairs, (i / 2) * 0x55);
-  return i % 2 == 0 ? even_of_pairs(pair) : odd_of_pairs(pair);
+  const __m512i bytes = _mm512_set1_epi32((2 * i + 1) << 24 | (2 * i) << 16 | 0x8080);
+  return {_mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_castps_si512(a.pairs), bytes))};
 }
 // Elements 0, 2, 4, ... and 1, 3, 5, ... of 2 kLanes bf16.
 FLAGATTN_INLINE void load_pairs(const BFloat16* p, F32& even, F32& odd) {
