@@ -108,6 +108,7 @@ struct Warp {
   uint32_t alive = 0;           // lanes that have not returned
   uint32_t ready = 0;           // lanes that can run
   Meeting meetings[kWarpSize];  // a lane is at one at most
+  uint32_t open = 0;            // meetings that are not over, a bit for each
   uint32_t meetings_so_far = 0;
   int priority = 0;
   Accesses accesses;
@@ -166,8 +167,11 @@ struct Machine {
   tsan::Token start_token, end_token;
 };
 
-extern thread_local Machine* machine;
-extern thread_local Thread* self;  // the running CUDA thread; null outside of kernels
+// Makes the machine ready for a block (machine.cpp).
+void start_block(Machine& m, int block);
+
+extern constinit thread_local Machine* machine;
+extern constinit thread_local Thread* self;  // the running CUDA thread; null outside of kernels
 
 // ---- Scheduling (scheduler.cpp)
 
@@ -206,6 +210,10 @@ void count_at(const void* place, Instruction kind);
 void count_access(const void* place, Instruction kind, Memory memory, bool writes, uint64_t address, int bytes);
 
 // ---- Recording (recording.cpp); each does nothing unless the block is recorded
+
+// Around a block, which machine.block names by then; the second hands the recording over.
+std::unique_ptr<Recording> begin_recording(const Machine& m);
+void end_recording(Machine& m);
 
 // The running lane does something that is no counted instruction.
 void record(const void* place, Happening what, int which);

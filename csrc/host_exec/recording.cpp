@@ -3,6 +3,43 @@
 #include "host_exec/machine.h"
 
 namespace flagattn::host_exec {
+namespace {
+
+// "Y" of "... [with T = X::Y]", the compiler's way to spell a type.
+std::string last_name(const std::string& text) {
+  const size_t end = text.find_last_not_of("]");
+  const size_t begin = text.find_last_of(" :") + 1;
+  return text.substr(begin, end + 1 - begin);
+}
+
+}  // namespace
+
+std::unique_ptr<Recording> begin_recording(const Machine& m) {
+  if (m.options.recorded_block != m.block) return nullptr;
+  auto recording = std::make_unique<Recording>();
+  recording->kernel = last_name(m.shape.argument);
+  recording->blocks = m.shape.blocks;
+  recording->block = m.block;
+  recording->threads = m.shape.threads;
+  recording->shared_bytes = m.shape.shared_bytes;
+  recording->warps.resize(m.warps.size());
+  recording->order = std::make_unique<HappensBefore>(m.shape.threads, m.shared, m.shape.shared_bytes);
+  return recording;
+}
+
+void end_recording(Machine& m) {
+  observer = nullptr;
+  if (m.recording == nullptr) return;
+  m.recording->failure = m.failure;
+  if constexpr (!tsan::kEnabled) {  // the observer's engines go with it
+    for (Warp& warp : m.warps) warp.products.engine = nullptr;
+    for (Thread& thread : m.threads) thread.copies.engine = nullptr;
+  }
+  for (Warp& warp : m.warps) warp.accesses.settle(m.counters);
+  for (Warp& warp : m.warps) warp.accesses.note_in(nullptr);
+  recordings().push_back(std::move(*m.recording));
+  m.recording.reset();
+}
 
 std::vector<Recording>& recordings() {
   static std::vector<Recording> list;

@@ -10,8 +10,8 @@
 
 namespace flagattn::host_exec {
 
-thread_local Machine* machine;
-thread_local Thread* self;
+constinit thread_local Machine* machine = nullptr;
+constinit thread_local Thread* self = nullptr;
 
 namespace {
 

@@ -11,26 +11,31 @@ bool exclude_each_other(const Meeting& a, const Meeting& b) {
   return (a.mask & b.arrived) != 0 && (b.mask & a.arrived) != 0;
 }
 
+bool is_same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 Meeting& join(Warp& warp, const char* name, uint32_t mask) {
   const uint32_t me = 1u << self->lane;
   if ((mask & me) == 0) fail("%s with the mask 0x%08x, which lacks the lane that calls", name, mask);
   if ((mask & ~warp.alive) != 0) fail("%s is executed after lanes of the warp have returned", name);
   Meeting* mine = nullptr;
-  for (Meeting& meeting : warp.meetings) {
-    const bool same = meeting.mask == mask && (meeting.arrived & me) == 0 && std::strcmp(meeting.name, name) == 0;
-    if (same || (meeting.mask == 0 && mine == nullptr)) mine = &meeting;
-    if (same) break;
+  for (uint32_t left = warp.open; left != 0 && mine == nullptr; left &= left - 1) {
+    Meeting& meeting = warp.meetings[__builtin_ctz(left)];
+    if (meeting.mask == mask && (meeting.arrived & me) == 0 && is_same(meeting.name, name)) mine = &meeting;
   }
-  if (mine->mask == 0) {  // at most one meeting per lane is open, so a free one is always there
+  if (mine == nullptr) {  // at most one meeting per lane is open, and this lane is at none
+    const int free = __builtin_ctz(~warp.open);
+    warp.open |= 1u << free;
+    mine = &warp.meetings[free];
     mine->name = name;
     mine->mask = mask;
     mine->arrived = 0;
     mine->token = &machine->tokens->warp[warp.index][warp.meetings_so_far++ % kWarpTokens];
   }
   mine->arrived |= me;
-  for (const Meeting& other : warp.meetings) {
-    if (&other == mine || other.mask == 0 || !exclude_each_other(*mine, other)) continue;
-    if (std::strcmp(name, other.name) != 0) {
+  for (uint32_t left = warp.open; left != 0; left &= left - 1) {
+    const Meeting& other = warp.meetings[__builtin_ctz(left)];
+    if (&other == mine || !exclude_each_other(*mine, other)) continue;
+    if (!is_same(name, other.name)) {
       fail("the warp diverges: this lane is at %s, others are at %s", name, other.name);
     }
     fail("lanes of one %s give the masks 0x%08x and 0x%08x", name, mask, other.mask);
@@ -51,6 +56,7 @@ void collective(const char* name, uint32_t mask, void* argument, bool orders_mem
   } else {
     execute(meeting);
     meeting.mask = 0;
+    warp.open &= ~(1u << (&meeting - warp.meetings));
     wake(warp, mask);
     may_yield();
   }
