@@ -88,16 +88,26 @@ def _fixed_addresses() -> tuple[list[str], str]:
     return [setarch, "-R"], ""
 
 
-def run_program(name: str, build: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Runs program `name` of the plain, asan or tsan build; its stdout holds stderr as well."""
+def command_of(name: str, build: str, *arguments: str) -> list[str]:
+    """The command line that runs program `name` of the plain, asan or tsan build, which is built before."""
     prefix, hindrance = ([], "") if build == "plain" else _fixed_addresses()
     if build == "tsan" and hindrance:  # GCC 12's libtsan does not start where addresses are randomised widely
         pytest.skip(f"ThreadSanitizer needs fixed addresses, but {hindrance}")
+    return [*prefix, str(built(f"{name}_{build}")), *arguments]
+
+
+def end_of(command: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """How the command ended; its stdout holds stderr as well."""
     return subprocess.run(
-        [*prefix, str(built(f"{name}_{build}")), *arguments],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=timeout,
         env=os.environ | SANITIZER_OPTIONS,
     )
+
+
+def run_program(name: str, build: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Runs program `name` of the plain, asan or tsan build; its stdout holds stderr as well."""
+    return end_of(command_of(name, build, *arguments), timeout)

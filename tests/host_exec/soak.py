@@ -45,8 +45,8 @@ def quiet_runs(seeds: int, programs: list[str]) -> Iterator[tuple[str, str, str,
 def faulty_runs(programs: list[str]) -> Iterator[tuple[str, str, str, str]]:
     """The same of faults that must be caught, as the tests of the sanitizers plant them."""
     for program in programs:
-        for name, build, arguments in PROGRAMS[program].planted():
-            yield f"{program} {name} {build}", program, build, arguments
+        for name, run in PROGRAMS[program].planted():
+            yield f"{program} {name} {run.build}", *run
 
 
 def main() -> int:

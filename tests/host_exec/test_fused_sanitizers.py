@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host_exec.builds import run_program
+from tests.host_exec.runs import SEEDS, Done, Run, runs_of, with_runs
 
 # Teams of part of a warp, of one and of several; rows that end inside a team's vectors; rows without whole vectors;
 # rows wider than registers.
@@ -25,12 +25,14 @@ PROBLEMS = (
 SCHEDULES = ("seed=0 workers=2", "seed=1", "seed=2 workers=2")
 
 
-@pytest.mark.parametrize("build", ["asan", "tsan"])
-@pytest.mark.parametrize("index", range(len(PROBLEMS)), ids=[problem.replace(" ", ",") for problem in PROBLEMS])
-def test_no_report(build: str, index: int) -> None:
-    for schedule in SCHEDULES if "cols=24592" not in PROBLEMS[index] else SCHEDULES[:1]:
-        done = run_program("run_fused", build, *PROBLEMS[index].split(), *schedule.split())
-        assert done.returncode == 0, done.stdout[:4000]
+# Wide rows take long and know one order.
+@with_runs(
+    run
+    for problem in PROBLEMS
+    for run in runs_of("run_fused", ("asan", "tsan"), [problem], SCHEDULES[: 1 if "cols=24592" in problem else 3])
+)
+def test_no_report(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
 
 
 # (problem, fault) -> the build that must catch it, with what it says. Each problem is right without one.
@@ -78,50 +80,43 @@ LATER_FAULTS = {
 }
 
 
-def planted() -> list[tuple[str, str, str]]:
-    """(fault, build, arguments), for the soak."""
-    every = [(*key, -1, build) for key, (build, _) in FAULTS.items()]
-    later = [(*key, build) for key, (build, _) in LATER_FAULTS.items()]
+def runs_with_fault() -> list[tuple[Run, str]]:
+    """(a run that must catch its fault, what it says)."""
+    every = [(problem, fault, -1, *caught) for (problem, fault), caught in FAULTS.items()]
+    later = [(*planted, *caught) for planted, caught in LATER_FAULTS.items()]
     return [
-        (f"{problem} {fault} {launch}", build, f"{problem} fault={fault} faulty_launch={launch}")
-        for problem, fault, launch, build in every + later
+        (Run("run_fused", build, f"{problem} fault={fault} faulty_launch={launch}"), says)
+        for problem, fault, launch, build, says in every + later
     ]
 
 
-@pytest.mark.parametrize(("problem", "fault", "launch"), LATER_FAULTS, ids=str)
-def test_fault_planted_in_one_launch_is_caught(problem: str, fault: str, launch: int) -> None:
-    build, says = LATER_FAULTS[problem, fault, launch]
-    done = run_program("run_fused", build, *problem.split(), f"fault={fault}", f"faulty_launch={launch}")
-    assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
+def planted() -> list[tuple[str, Run]]:
+    """(fault, a run that must catch it), for the soak."""
+    return [(run.arguments, run) for run, _ in runs_with_fault()]
+
+
+@pytest.mark.parametrize(("run", "says"), runs_with_fault(), ids=str)
+def test_planted_fault_is_caught(run: Run, says: str, done: Done) -> None:
+    assert done.returncode != 0, f"the fault went unnoticed: {done.stdout}"
     assert says in done.stdout, done.stdout[:4000]
-
-
-def test_fault_of_a_launch_that_does_not_come_is_not_planted() -> None:
-    for build in ("plain", "tsan"):
-        done = run_program("run_fused", build, *SWIGLU.split(), "fault=missing_barrier", "faulty_launch=7")
-        assert done.returncode == 0, done.stdout[:4000]
-
-
-@pytest.mark.parametrize(("problem", "fault"), FAULTS, ids=str)
-def test_planted_fault_is_caught(problem: str, fault: str) -> None:
-    build, says = FAULTS[problem, fault]
-    done = run_program("run_fused", build, *problem.split(), f"fault={fault}")
-    assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
-    assert says in done.stdout, done.stdout[:4000]
-    if build != "plain":
+    if run.build != "plain" and "faulty_launch=-1" in run.arguments:
         assert "/cuda/" in done.stdout or "_kernel<" in done.stdout, "the report does not name the kernel"
 
 
-@pytest.mark.parametrize("problem", sorted({problem for problem, _ in FAULTS}))
-def test_the_problems_of_the_faults_are_right_without_one(problem: str) -> None:
-    for build in ("plain", "asan", "tsan"):
-        done = run_program("run_fused", build, *problem.split())
-        assert done.returncode == 0, done.stdout[:4000]
+@with_runs(runs_of("run_fused", ("plain", "tsan"), [f"{SWIGLU} fault=missing_barrier faulty_launch=7"]))
+def test_fault_of_a_launch_that_does_not_come_is_not_planted(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+OF_THE_FAULTS = sorted({problem for problem, _ in FAULTS})
+
+
+@with_runs(runs_of("run_fused", ("plain", "asan", "tsan"), OF_THE_FAULTS))
+def test_the_problems_of_the_faults_are_right_without_one(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 101))
-def test_no_false_alarm(seed: int) -> None:
-    for problem in {problem for problem, _ in FAULTS}:
-        done = run_program("run_fused", "tsan", *problem.split(), f"seed={seed}", "workers=2")
-        assert done.returncode == 0, done.stdout[:4000]
+@with_runs(runs_of("run_fused", ["tsan"], OF_THE_FAULTS, SEEDS))
+def test_no_false_alarm(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.host_exec.builds import ROOT, run_program
+from tests.host_exec.runs import Done, Run, with_runs
 
 CHECKS = (
     "shuffles",
@@ -40,10 +41,8 @@ def test_every_check_is_listed_here() -> None:
     assert run_program("instructions", "plain", "list").stdout.split() == list(CHECKS)
 
 
-@pytest.mark.parametrize("build", ["plain", "asan", "tsan"])
-@pytest.mark.parametrize("check", CHECKS)
-def test_right_under_every_schedule(check: str, build: str) -> None:
-    done = run_program("instructions", build, check, SEEDS[build])
+@with_runs(Run("instructions", build, f"{check} {SEEDS[build]}") for check in CHECKS for build in SEEDS)
+def test_right_under_every_schedule(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 
 
@@ -83,10 +82,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    ("check", "fault", "build"), [(*case, build) for case, builds in FAULTS.items() for build in builds]
+    ("run", "says"),
+    [
+        (Run("instructions", build, f"{check} 1 {number_of(fault)}"), says)
+        for (check, fault), builds in FAULTS.items()
+        for build, says in builds.items()
+    ],
+    ids=str,
 )
-def test_planted_fault_is_caught(check: str, fault: str, build: str) -> None:
-    done = run_program("instructions", build, check, "1", number_of(fault))
-    assert done.returncode != 0 and FAULTS[check, fault][build] in done.stdout, done.stdout[:4000]
-    if FAULTS[check, fault][build] == "data race":
+def test_planted_fault_is_caught(run: Run, says: str, done: Done) -> None:
+    assert done.returncode != 0 and says in done.stdout, done.stdout[:4000]
+    if says == "data race":
         assert "tests/host_exec/instructions/" in done.stdout, "the report does not name the kernel's line"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.host_exec.builds import run_program
+from tests.host_exec.runs import Done, Run, runs_of, with_runs
 
 ALLOWED = (
     "shuffles_exchange_lanes",
@@ -50,23 +51,17 @@ def test_every_check_is_listed_here() -> None:
     assert sorted(run_program("runner_check", "plain", "list").stdout.split()) == sorted(ALLOWED + STOPPED + RACES)
 
 
-@pytest.mark.parametrize("seed", ["0", "5"])
-@pytest.mark.parametrize("build", ["plain", "asan", "tsan"])
-@pytest.mark.parametrize("check", ALLOWED)
-def test_allowed(check: str, build: str, seed: str) -> None:
-    done = run_program("runner_check", build, check, seed)
+@with_runs(runs_of("runner_check", ("plain", "asan", "tsan"), ALLOWED, ("0", "5")))
+def test_allowed(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 
 
-@pytest.mark.parametrize("build", ["plain", "asan"])
-@pytest.mark.parametrize("check", STOPPED)
-def test_stopped(check: str, build: str) -> None:
-    done = run_program("runner_check", build, check)
+@with_runs(runs_of("runner_check", ("plain", "asan"), STOPPED))
+def test_stopped(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 
 
-@pytest.mark.parametrize("check", RACES)
-def test_races_are_reported_by_thread_sanitizer(check: str) -> None:
-    for _ in range(10):  # whichever thread comes first
-        done = run_program("runner_check", "tsan", check)
-        assert done.returncode == 66 and "data race" in done.stdout, done.stdout[:4000]
+@pytest.mark.parametrize("attempt", range(10))  # whichever thread comes first
+@with_runs(runs_of("runner_check", ["tsan"], RACES))
+def test_races_are_reported_by_thread_sanitizer(run: Run, done: Done, attempt: int) -> None:
+    assert done.returncode == 66 and "data race" in done.stdout, done.stdout[:4000]

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from tests.host_exec.builds import run_program
+from tests.host_exec.runs import SEEDS, Done, Run, runs_of, with_runs
 
 PROBLEMS = (
     "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=100:190 right=0",
@@ -17,17 +17,11 @@ PROBLEMS = (
     "dtype=fp16 head_dim=192 heads_q=2 heads_k=1 lengths=70:101 right=0 bias=1 dropout=0.5",
     "dtype=bf16 head_dim=96 heads_q=1 heads_k=1 lengths=130:201 right=0 threshold=77 sinks=1",
 )
+SCHEDULES = ("seed=0 copies=lazy workers=2", "seed=1 copies=eager", "seed=2 copies=random workers=2")
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    ["seed=0 copies=lazy workers=2", "seed=1 copies=eager", "seed=2 copies=random workers=2"],
-    ids=lambda s: s[:6],
-)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.split(" lengths")[0].replace(" ", ","))
-@pytest.mark.parametrize("build", ["asan", "tsan"])
-def test_no_report(build: str, problem: str, schedule: str) -> None:
-    done = run_program("run_forward", build, *problem.split(), *schedule.split())
+@with_runs(runs_of("run_forward", ("asan", "tsan"), PROBLEMS, SCHEDULES))
+def test_no_report(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 
 
@@ -55,31 +49,32 @@ def with_fault(fault: str) -> str:
     return f"{PROBLEM_OF_FAULTS}{' threshold=20' if fault == 'missing_part_barrier' else ''} fault={fault}"
 
 
-def planted() -> list[tuple[str, str, str]]:
-    """(fault, build, arguments), for the soak."""
-    return [(fault, build, with_fault(fault)) for fault, builds in FAULTS.items() for build in builds]
+def planted() -> list[tuple[str, Run]]:
+    """(fault, a run that must catch it)."""
+    return [
+        (fault, Run("run_forward", build, with_fault(fault))) for fault, builds in FAULTS.items() for build in builds
+    ]
 
 
-@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, build, _ in planted()])
-def test_planted_fault_is_caught(fault: str, build: str) -> None:
-    done = run_program("run_forward", build, *with_fault(fault).split())
+@pytest.mark.parametrize(("fault", "run"), planted(), ids=str)
+def test_planted_fault_is_caught(fault: str, run: Run, done: Done) -> None:
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
-    assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
-    if build != "plain":
+    assert FAULTS[fault][run.build] in done.stdout, done.stdout[:4000]
+    if run.build != "plain":
         assert "csrc/attention/cuda/sm80/" in done.stdout, "the report does not name the kernel's line"
 
 
-def test_the_problem_of_the_faults_is_right_without_one() -> None:
-    for build, more in product(("plain", "asan", "tsan"), ("", " threshold=20")):
-        done = run_program("run_forward", build, *(PROBLEM_OF_FAULTS + more).split())
-        assert done.returncode == 0, done.stdout[:4000]
+@with_runs(runs_of("run_forward", ("plain", "asan", "tsan"), [PROBLEM_OF_FAULTS], ("", "threshold=20")))
+def test_the_problem_of_the_faults_is_right_without_one(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+SOAKED = "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=100:190,5:0,33:70 packed=1 right=0"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 101))
-def test_no_false_alarm(seed: int) -> None:
-    problem = "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=100:190,5:0,33:70 packed=1 right=0"
-    done = run_program("run_forward", "tsan", *problem.split(), f"seed={seed}", "copies=random", "workers=2")
+@with_runs(runs_of("run_forward", ["tsan"], [SOAKED], SEEDS))
+def test_no_false_alarm(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 
 
@@ -88,17 +83,21 @@ WRONG_OFFSETS = ("0:1000:70", "-5:40:70", "0:40:20", "60:10:1073741824", "0:40:2
 OF_WRONG_OFFSETS = "dtype=bf16 head_dim=64 lengths=40:40,30:30 packed=1 right=0"
 
 
-@pytest.mark.parametrize("program", ["run_forward", "run_backward"])
-@pytest.mark.parametrize("which", ["offsets_q", "offsets_k"])
-def test_wrong_offsets_reach_no_memory_outside(which: str, program: str) -> None:
-    for offsets in WRONG_OFFSETS:
-        done = run_program(program, "asan", *OF_WRONG_OFFSETS.split(), f"{which}={offsets}")
-        assert done.returncode == 0, f"{offsets}: {done.stdout[:4000]}"
+BOTH = ("run_forward", "run_backward")
+WHICH = ("offsets_q", "offsets_k")
 
 
-@pytest.mark.parametrize("program", ["run_forward", "run_backward"])
-@pytest.mark.parametrize("which", ["offsets_q", "offsets_k"])
-def test_offsets_that_are_not_clamped_are_seen(which: str, program: str) -> None:
-    given = [*OF_WRONG_OFFSETS.split(), f"{which}=0:40:140", "fault=unclamped_offsets"]
-    done = run_program(program, "asan", *given)
+@with_runs(
+    Run(program, "asan", f"{OF_WRONG_OFFSETS} {which}={offsets}")
+    for program, which, offsets in product(BOTH, WHICH, WRONG_OFFSETS)
+)
+def test_wrong_offsets_reach_no_memory_outside(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+@with_runs(
+    Run(program, "asan", f"{OF_WRONG_OFFSETS} {which}=0:40:140 fault=unclamped_offsets")
+    for program, which in product(BOTH, WHICH)
+)
+def test_offsets_that_are_not_clamped_are_seen(run: Run, done: Done) -> None:
     assert done.returncode == 66 and "heap-buffer-overflow" in done.stdout, done.stdout[:4000]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host_exec.builds import run_program
+from tests.host_exec.runs import SEEDS, Done, Run, runs_of, with_runs
 
 PROBLEMS = (
     "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=140:290 right=0",
@@ -17,13 +17,11 @@ PROBLEMS = (
 )
 
 
-@pytest.mark.parametrize(
-    "schedule", ["seed=0 copies=lazy workers=2", "seed=2 copies=random workers=2"], ids=lambda s: s[:6]
-)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.split(" lengths")[0].replace(" ", ","))
-@pytest.mark.parametrize("build", ["asan", "tsan"])
-def test_no_report(build: str, problem: str, schedule: str) -> None:
-    done = run_program("run_backward", build, *problem.split(), *schedule.split())
+SCHEDULES = ("seed=0 copies=lazy workers=2", "seed=2 copies=random workers=2")
+
+
+@with_runs(runs_of("run_backward", ("asan", "tsan"), PROBLEMS, SCHEDULES))
+def test_no_report(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 
 
@@ -56,29 +54,30 @@ def with_fault(fault: str) -> str:
     return f"{OF_THE_FAULTS} {resident} {ALSO.get(fault, '')} fault={fault}"
 
 
-def planted() -> list[tuple[str, str, str]]:
-    """(fault, build, arguments), for the soak."""
-    return [(fault, build, with_fault(fault)) for fault, builds in FAULTS.items() for build in builds]
+def planted() -> list[tuple[str, Run]]:
+    """(fault, a run that must catch it)."""
+    return [
+        (fault, Run("run_backward", build, with_fault(fault))) for fault, builds in FAULTS.items() for build in builds
+    ]
 
 
-@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, build, _ in planted()])
-def test_planted_fault_is_caught(fault: str, build: str) -> None:
-    done = run_program("run_backward", build, *with_fault(fault).split())
+@pytest.mark.parametrize(("fault", "run"), planted(), ids=str)
+def test_planted_fault_is_caught(fault: str, run: Run, done: Done) -> None:
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
-    assert FAULTS[fault][build] in done.stdout, done.stdout[:4000]
-    if build != "plain" and fault not in BETWEEN_BLOCKS:
+    assert FAULTS[fault][run.build] in done.stdout, done.stdout[:4000]
+    if run.build != "plain" and fault not in BETWEEN_BLOCKS:
         assert "/cuda/" in done.stdout or "_kernel<" in done.stdout, "the report does not name the kernel"
 
 
-def test_the_problem_of_the_faults_is_right_without_one() -> None:
-    for build in ("plain", "asan", "tsan"):
-        done = run_program("run_backward", build, *OF_THE_FAULTS.split())
-        assert done.returncode == 0, done.stdout[:4000]
+@with_runs(runs_of("run_backward", ("plain", "asan", "tsan"), [OF_THE_FAULTS]))
+def test_the_problem_of_the_faults_is_right_without_one(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
+
+
+SOAKED = "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=140:190,5:0,33:70 packed=1 right=0"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 101))
-def test_no_false_alarm(seed: int) -> None:
-    problem = "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=140:190,5:0,33:70 packed=1 right=0"
-    done = run_program("run_backward", "tsan", *problem.split(), f"seed={seed}", "copies=random", "workers=2")
+@with_runs(runs_of("run_backward", ["tsan"], [SOAKED], SEEDS))
+def test_no_false_alarm(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host_exec.builds import run_program
+from tests.host_exec.runs import SEEDS, Done, Run, runs_of, with_runs
 
 PROBLEMS = (
     "lengths=1:600,1:40 heads_q=8 heads_k=1 right=0",
@@ -16,12 +16,14 @@ PROBLEMS = (
 SCHEDULES = ("seed=0 copies=lazy workers=2", "seed=1 copies=eager", "seed=2 copies=random workers=2")
 
 
-@pytest.mark.parametrize("index", range(len(PROBLEMS)), ids=[problem.replace(" ", ",") for problem in PROBLEMS])
-@pytest.mark.parametrize("build", ["asan", "tsan"])
-def test_no_report(build: str, index: int) -> None:
-    for schedule in SCHEDULES[index % 3 :: 2]:
-        done = run_program("run_decode", build, *PROBLEMS[index].split(), *schedule.split())
-        assert done.returncode == 0, done.stdout[:4000]
+# A problem has one or two of the schedules.
+@with_runs(
+    run
+    for index, problem in enumerate(PROBLEMS)
+    for run in runs_of("run_decode", ("asan", "tsan"), [problem], SCHEDULES[index % 3 :: 2])
+)
+def test_no_report(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
 
 
 # Fault -> (problem, the builds that must catch it, with what they say). Each problem is right without one.
@@ -42,31 +44,29 @@ FAULTS = {
 }
 
 
-def planted() -> list[tuple[str, str, str]]:
-    """(fault, build, arguments), for the soak."""
-    return [(fault, build, f"{problem} fault={fault}") for fault, (problem, says) in FAULTS.items() for build in says]
+def planted() -> list[tuple[str, Run]]:
+    """(fault, a run that must catch it)."""
+    return [
+        (fault, Run("run_decode", build, f"{problem} fault={fault}"))
+        for fault, (problem, says) in FAULTS.items()
+        for build in says
+    ]
 
 
-@pytest.mark.parametrize(("fault", "build"), [(fault, build) for fault, build, _ in planted()])
-def test_planted_fault_is_caught(fault: str, build: str) -> None:
-    problem, says = FAULTS[fault]
-    done = run_program("run_decode", build, *problem.split(), f"fault={fault}")
+@pytest.mark.parametrize(("fault", "run"), planted(), ids=str)
+def test_planted_fault_is_caught(fault: str, run: Run, done: Done) -> None:
     assert done.returncode != 0, f"{fault} went unnoticed: {done.stdout}"
-    assert says[build] in done.stdout, done.stdout[:4000]
-    if build != "plain":
+    assert FAULTS[fault][1][run.build] in done.stdout, done.stdout[:4000]
+    if run.build != "plain":
         assert "csrc/attention/cuda/sm80/" in done.stdout or "_kernel<" in done.stdout, "the report names no kernel"
 
 
-@pytest.mark.parametrize("problem", sorted({problem for problem, _ in FAULTS.values()}))
-def test_the_problems_of_the_faults_are_right_without_one(problem: str) -> None:
-    for build in ("plain", "asan", "tsan"):
-        done = run_program("run_decode", build, *problem.split())
-        assert done.returncode == 0, done.stdout[:4000]
+@with_runs(runs_of("run_decode", ("plain", "asan", "tsan"), sorted({problem for problem, _ in FAULTS.values()})))
+def test_the_problems_of_the_faults_are_right_without_one(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 101))
-def test_no_false_alarm(seed: int) -> None:
-    for problem in (AT_ONCE, SPLIT, PAGES):
-        done = run_program("run_decode", "tsan", *problem.split(), f"seed={seed}", "copies=random", "workers=2")
-        assert done.returncode == 0, done.stdout[:4000]
+@with_runs(runs_of("run_decode", ["tsan"], (AT_ONCE, SPLIT, PAGES), SEEDS))
+def test_no_false_alarm(run: Run, done: Done) -> None:
+    assert done.returncode == 0, done.stdout[:4000]
