@@ -66,7 +66,7 @@ class Ahead:
 
 
 def _will_run(test: pytest.Item) -> bool:
-    return "run" in getattr(test, "fixturenames", ()) and test.get_closest_marker("skip") is None
+    return "ahead" in getattr(test, "fixturenames", ()) and test.get_closest_marker("skip") is None
 
 
 def _run_of(test: pytest.Item) -> Run:
