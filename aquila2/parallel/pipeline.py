@@ -71,7 +71,7 @@ class Pipeline:
     ) -> None:
         self._group, self._device, self._count = group, device, len(layers)
         self._stage = _Stage(model, layers, dist.get_rank(group), bf16, device)
-        self._schedules: dict[int, tuple[Schedule1F1B, tuple[int, ...]]] = {}
+        self._kept: tuple[tuple[int, ...], Schedule1F1B] | None = None
         # As FSDP does with a forward method: who asks for a loss need not know how the model lies.
         model.loss = self._loss  # type: ignore[method-assign]
 
@@ -89,7 +89,7 @@ class Pipeline:
         self._stage.batches = batches
         numbers = torch.arange(len(batches))
         losses: list[Tensor] = []
-        schedule = self._schedule(len(batches), tuple(batches[0].input_ids.shape))
+        schedule = self._schedule(len(batches), *batches[0].input_ids.shape)
         if self._stage.is_last:
             schedule.step(number=numbers, target=numbers, losses=losses)
         else:
@@ -98,13 +98,12 @@ class Pipeline:
         dist.broadcast(total, group=self._group, group_src=self._count - 1)
         return list(total)
 
-    def _schedule(self, batches: int, shape: tuple[int, ...]) -> Schedule1F1B:
-        schedule, known = self._schedules.get(batches, (None, None))
-        if schedule is None or known != shape:
+    def _schedule(self, *sizes: int) -> Schedule1F1B:
+        """The last schedule, if it was for as many batches of the same shape: each has buffers for all of them."""
+        if self._kept is None or self._kept[0] != sizes:
             stage = PipelineStage(self._stage, self._stage.rank, self._count, self._device, group=self._group)
-            schedule = Schedule1F1B(stage, batches, loss_fn=lambda loss, _: loss.sum(), scale_grads=False)
-            self._schedules[batches] = schedule, shape
-        return schedule
+            self._kept = sizes, Schedule1F1B(stage, sizes[0], loss_fn=lambda loss, _: loss.sum(), scale_grads=False)
+        return self._kept[1]
 
     @torch.no_grad()
     def _loss(self, input_ids: Tensor, targets: Tensor, *, reduction: str = "mean", **bounds: Any) -> Tensor:

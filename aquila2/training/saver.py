@@ -55,12 +55,13 @@ class Saver:
         finally:
             self._thread.shutdown()
 
-    def save(self, contents: Contents, last: bool = False) -> Path:
+    def save(self, contents: Contents, last: bool = False, owned: bool = False) -> Path:
         """Saves what stands at this moment, after the save before it has ended; returns where it will be.
 
         Args:
             contents: Tensors may change as soon as this returns.
             last: Nothing is trained meanwhile, so it is written at once, without a copy.
+            owned: Nobody else has the tensors, so they need no copy.
 
         Raises:
             ValueError: There is no memory for the copy.
@@ -70,10 +71,10 @@ class Saver:
         if last or self.options.run.save == "sync":
             self._write(contents)
         else:
-            copies = contents._replace(
-                weights=self._copies("weights", contents.weights), moments=self._copies("moments", contents.moments)
-            )
-            self._under_way = self._thread.submit(self._write, copies, _copied(copies))
+            if not owned:
+                weights, moments = self._copies("weights", contents.weights), self._copies("moments", contents.moments)
+                contents = contents._replace(weights=weights, moments=moments)
+            self._under_way = self._thread.submit(self._write, contents, _copied(contents))
         return checkpoint_path(self.folder, contents.step)
 
     def check(self) -> None:

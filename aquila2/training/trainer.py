@@ -453,8 +453,9 @@ class Loop:
         self.saved_at = time.monotonic()
         saved: tuple[Aquila2ForCausalLM, torch.optim.Optimizer] = self.model, self.optimizer
         if self.placement.divided:
-            stages = self.placement.stages
-            saved = gathered(self.model, self.optimizer, stages.group, keep=self.world.is_first)
+            self.world.tell(lambda: self._saver().wait())  # one copy at a time
+            if self.placement.pipeline is None or self.placement.data.is_first:
+                saved = gathered(self.model, self.optimizer, self.placement.stages.group, keep=self.world.is_first)
         return self.world.tell(lambda: self._save_here(*saved, last))
 
     def _save_here(self, model: Aquila2ForCausalLM, optimizer: torch.optim.Optimizer, last: bool) -> Path:
@@ -466,7 +467,8 @@ class Loop:
             "monitor": self._first().monitor.state(),
         }
         head, heldout = self._first().head(), heldout_ids(self.folder, self.measured)
-        return self._saver().save(contents_of(model, optimizer, state, head, heldout), last)
+        contents = contents_of(model, optimizer, state, head, heldout)
+        return self._saver().save(contents, last, owned=self.placement.divided)
 
     def _resume(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer)

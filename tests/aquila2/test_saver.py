@@ -106,8 +106,8 @@ def test_a_full_disk_ends_the_run_which_can_be_continued(
 def test_a_failed_save_is_found_at_the_next_step(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = Saver.save
 
-    def failing(self: Saver, contents: checkpoints.Contents, last: bool = False) -> Path:
-        path = save(self, contents, last)
+    def failing(self: Saver, contents: checkpoints.Contents, last: bool = False, owned: bool = False) -> Path:
+        path = save(self, contents, last, owned)
         assert self._under_way is not None
         self._under_way.exception(60)  # the thread is as quick as it can be
         return path

@@ -46,8 +46,10 @@ class Placement(NamedTuple):
         ids = torch.zeros(1, row_tokens, dtype=torch.int64)
         bounds = torch.tensor([0, row_tokens], dtype=torch.int32)
         empty = Batch(ids, torch.full_like(ids, IGNORE_INDEX), bounds, row_tokens, [])
-        missing = world.largest(len(part.batches)) - len(part.batches)
-        return Part(part.batches + [empty] * missing, part.digest)
+        most = world.largest(len(part.batches))
+        if most and self.pipeline is not None:
+            most = max(most, self.stages.size)  # 1F1B wants a batch for every stage
+        return Part(part.batches + [empty] * (most - len(part.batches)), part.digest)
 
     def stage_batches(self, part: Part, count: int, micro: int, device: torch.device) -> list[MicroBatch]:
         """A rank's part of a step for the pipeline, whose batches all have `micro` rows: some without a target."""

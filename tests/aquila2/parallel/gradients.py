@@ -22,7 +22,9 @@ from tests.aquila2.heurimentor.engine.fork_ranks import fork_ranks
 ROWS, LENGTH = 8, 16
 
 
-def save_gradients(path: Path, shares: list[int], parallel: dict[str, Any], recompute: bool, **config: Any) -> None:
+def save_gradients(
+    path: Path, shares: list[int], parallel: dict[str, Any], recompute: bool, rows: int = ROWS, **config: Any
+) -> None:
     """Forks as many ranks as the layout wants and saves `path`-RANK.pt; to be called where torch has run no threads.
 
     Args:
@@ -30,6 +32,7 @@ def save_gradients(path: Path, shares: list[int], parallel: dict[str, Any], reco
         shares: Rows of every rank that has others.
         parallel: The options of that name.
         recompute: With activation checkpointing.
+        rows: Of all ranks together.
         config: Of the model.
     """
     options = ParallelOptions(**parallel)
@@ -39,21 +42,20 @@ def save_gradients(path: Path, shares: list[int], parallel: dict[str, Any], reco
         model = Aquila2ForCausalLM(Aquila2Config.named("tiny", vocab_size=304, **config)).train()
         model.set_activation_checkpointing(recompute)
         torch.manual_seed(0)
-        ids = torch.randint(304, (ROWS, LENGTH + 1))
+        ids = torch.randint(304, (rows, LENGTH + 1))
         targets = ids[:, 1:].clone()
-        for row in range(ROWS):
+        for row in range(rows):
             targets[row, : 2 * row] = -100  # rows count differently
         placement = place(model, options, World(), torch.device("cpu"))
         bounds = torch.tensor([0, LENGTH], dtype=torch.int32)
         for _ in range(2):  # the second time must not find anything of the first
             model.zero_grad()
-            places = share_out(ROWS, shares)[placement.data.rank]
-            rows = [Batch(ids[i : i + 1, :-1], targets[i : i + 1], bounds, LENGTH, []) for i in places]
-            count = placement.data.sum(sum(batch.num_targets for batch in rows))
-            batches = placement.evened(Part(rows, 0), World(), LENGTH).batches
+            places = share_out(rows, shares)[placement.data.rank]
+            mine = [Batch(ids[i : i + 1, :-1], targets[i : i + 1], bounds, LENGTH, []) for i in places]
+            count = placement.data.sum(sum(batch.num_targets for batch in mine))
+            batches = placement.evened(Part(mine, 0), World(), LENGTH).batches
             if placement.pipeline is not None:
-                mine = placement.stage_batches(Part(batches, 0), count, 1, torch.device("cpu"))
-                placement.pipeline.passes(mine)
+                placement.pipeline.passes(placement.stage_batches(Part(batches, 0), count, 1, torch.device("cpu")))
             else:
                 for number, batch in enumerate(batches):
                     if number == len(batches) - 1:

@@ -22,6 +22,8 @@ out = Path(sys.argv[1])
 save_gradients(out / "one", [1], {}, False, num_hidden_layers=4)
 save_gradients(out / "two", [1], {"stages": [3, 1]}, True, num_hidden_layers=4)
 save_gradients(out / "four", [3, 1], {"stages": [1, 3]}, False, num_hidden_layers=4)
+save_gradients(out / "one row", [1], {}, False, rows=1, num_hidden_layers=4)
+save_gradients(out / "more stages", [1], {"stages": [1, 2, 1]}, False, rows=1, num_hidden_layers=4)
 """
 
 
@@ -29,6 +31,7 @@ def test_gradients_of_uneven_stages_equal_the_single_process(tmp_path: Path) -> 
     run_python("-c", GRADIENTS, tmp_path)
     assert compare_gradients(tmp_path / "two", tmp_path / "one", ranks=2) == 1  # nobody has another's layers
     assert compare_gradients(tmp_path / "four", tmp_path / "one", ranks=4) == 2
+    assert compare_gradients(tmp_path / "more stages", tmp_path / "one row", ranks=3) == 1  # than there are batches
 
 
 def test_a_run_goes_on_with_and_without_stages(tmp_path: Path) -> None:
