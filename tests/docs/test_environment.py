@@ -13,7 +13,10 @@ READS = re.compile(
 )
 
 # What other programs define and we only pass on or look at.
-FOREIGN = {"CI", "GLIBC_TUNABLES", "HOME", "PATH", "TMPDIR", "OMP_NUM_THREADS", "TORCHELASTIC_RESTART_COUNT"}
+FOREIGN = {
+    "CI", "GLIBC_TUNABLES", "HOME", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "PATH", "TMPDIR",
+    "TORCHELASTIC_RESTART_COUNT",
+}  # fmt: skip
 
 
 def sources() -> list[Path]:

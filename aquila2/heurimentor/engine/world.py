@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,8 @@ def ranks_of(device: str, prepare: Callable[[], None], timeout_minutes: float = 
     if started:
         if not (device == "cpu" or device.startswith("cuda")):
             raise ValueError(f"train.device must be cpu or cuda where torchrun starts several ranks, got {device!r}")
+        if device.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"train.device must be cuda where a machine has several ranks, a GPU each, got {device!r}")
         patience = timedelta(minutes=timeout_minutes)
         store, rank, size = next(dist.rendezvous("env://", timeout=patience))
         store = meet(prepare, store, rank, size)

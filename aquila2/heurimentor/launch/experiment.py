@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from aquila2.training.options import (
 )
 
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
+# A host that is gone is noticed within minutes, and none asks for a password.
+SSH = "ssh -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=8"
 OWN = "launch."  # overrides that begin so are the experiment's, all others the task's
 
 
@@ -34,7 +37,7 @@ class LaunchOptions:
     port: int = 29400
     max_restarts: int = 3  # how often torchrun starts the ranks again where one has died
     env: dict[str, Any] = field(default_factory=dict)  # variables of every rank
-    ssh: str = "ssh"  # the command that reaches a host, with its options
+    ssh: str = SSH  # the command that reaches a host, with its options
     python: str | None = None  # on all hosts; the one at work here unless told
 
     def __post_init__(self) -> None:
@@ -42,10 +45,12 @@ class LaunchOptions:
             (self.processes >= 0, "processes", f"must be at least 0, got {self.processes}"),
             (0 < self.port < 65536, "port", f"must lie in [1, 65535], got {self.port}"),
             (self.max_restarts >= 0, "max_restarts", f"must be at least 0, got {self.max_restarts}"),
-            (bool(self.ssh.split()), "ssh", "must be a command, got an empty text"),
+            (bool(_words(self.ssh)), "ssh", f"must be a command, got {self.ssh!r}"),
             *(
                 (
-                    bool(VARIABLE.fullmatch(str(key))) and isinstance(value, (str, int, float)) and value is not True,
+                    bool(VARIABLE.fullmatch(str(key)))
+                    and isinstance(value, (str, int, float))
+                    and not isinstance(value, bool),
                     "env",
                     f"must give texts or numbers to names of variables, got {key}: {value!r}",
                 )
@@ -116,6 +121,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def _words(command: str) -> list[str]:
+    """What a shell makes of a command; nothing where a quotation is left open."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 def _line(text: str, option: str) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import torch
 from torch.distributed.launcher.api import LaunchConfig
@@ -24,11 +25,13 @@ class Node(NamedTuple):
         name: The host.
         command: Runs until the node has ended.
         signal: Sends the node a signal, whose name takes the place of NAME; None where `command` takes it itself.
+        pid: Where the node writes the number of its process, for `signal`.
     """
 
     name: str
     command: list[str]
     signal: list[str] | None = None
+    pid: Path | None = None
 
 
 def nodes_of(plan: Plan, config: Path, working: Path) -> list[Node]:
@@ -41,22 +44,27 @@ def nodes_of(plan: Plan, config: Path, working: Path) -> list[Node]:
     """
     launch = plan.launch
     if not plan.hosts:
-        on_gpus = plan.options.train.device.startswith("cuda")
+        on_gpus = plan.options.train.device == "cuda"
         processes = launch.processes or (torch.cuda.device_count() if on_gpus else 1) or 1
         return [Node("this machine", _torchrun(plan, ["--standalone"], processes, config))]
+    launch_id = uuid4().hex[
+        :8
+    ]  # a second launch of the same run takes neither its files nor its place in the rendezvous
     meeting = [
         *("--nnodes", str(len(plan.hosts))),
         *("--rdzv-backend", "c10d"),
         *("--rdzv-endpoint", f"{launch.address or plan.hosts[0].address}:{launch.port}"),
-        *("--rdzv-id", Path(plan.options.run.folder).name),
+        *("--rdzv-id", f"{Path(plan.options.run.folder).name}-{launch_id}"),
     ]
     ssh = shlex.split(launch.ssh)
     nodes = []
     for number, host in enumerate(plan.hosts):
-        pid = shlex.quote(str(config.with_name(f"node-{number}.pid")))
+        pid = config.with_name(f"node-{number}-{launch_id}.pid")
+        file = shlex.quote(str(pid))
         torchrun = shlex.join(_torchrun(plan, meeting, launch.processes or host.slots, config))
-        start = f"cd {shlex.quote(str(working))} && echo $$ > {pid} && exec {torchrun}"
-        nodes.append(Node(host.name, [*ssh, host.name, start], [*ssh, host.name, f"kill -s NAME $(cat {pid})"]))
+        start = f"cd {shlex.quote(str(working))} && echo $$ > {file} && exec {torchrun}"
+        tell = f"test -s {file} && kill -s NAME $(cat {file})"
+        nodes.append(Node(host.name, [*ssh, host.name, start], [*ssh, host.name, tell], pid))
     return nodes
 
 
@@ -75,17 +83,22 @@ def _torchrun(plan: Plan, meeting: Sequence[str], processes: int, config: Path) 
 
 
 def script_of(nodes: Sequence[Node]) -> str:
-    """A shell script that starts all nodes, passes SIGINT and SIGTERM on to them, and ends when they have."""
-    lines = ["#!/bin/sh", "# Written by `aquila2 launch`: starts every node, and passes SIGINT and SIGTERM on."]
+    """A shell script that starts all nodes, passes SIGINT, SIGTERM and SIGHUP on to them, and ends when they have.
+
+    Unlike `run_nodes` it neither ends the others where a node fails nor has its status.
+    """
+    lines = ["#!/bin/sh", "# Written by `aquila2 launch`: starts every node, and passes signals on."]
     for number, node in enumerate(nodes):
         lines.append(f"{shlex.join(node.command)} &\nnode_{number}=$!")
-    for name in ("INT", "TERM"):
+    for name, caught in (("INT", "INT"), ("TERM", "TERM HUP")):
         sent = [
             shlex.join(signalling(node, name)) if node.signal else f'kill -s {name} "$node_{number}"'
             for number, node in enumerate(nodes)
         ]
-        lines.append("\n  ".join([f"tell_{name}() {{", *sent]) + f"\n}}\ntrap tell_{name} {name}")
-    return "\n".join([*lines, "until wait; do :; done", ""])
+        lines.append("\n  ".join([f"tell_{name}() {{", *sent]) + f"\n}}\ntrap tell_{name} {caught}")
+    lines.append("until wait; do :; done")
+    pids = [str(node.pid) for node in nodes if node.pid]
+    return "\n".join([*lines, *([shlex.join(["rm", "-f", *pids])] if pids else []), ""])
 
 
 def signalling(node: Node, name: str) -> list[str]:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from aquila2.heurimentor.engine.world import OtherRankFailed, meet
+from aquila2.heurimentor.engine.world import OtherRankFailed, meet, ranks_of
 
 
 def nothing() -> None:
@@ -65,3 +65,13 @@ def test_a_failure_is_told_once_and_a_dead_rank_does_not_count() -> None:
         other.result()
     store.set("aquila2/ask/1", "a rank that has died since")
     assert all(rank.result() for rank in start(store, 2))
+
+
+def test_ranks_of_a_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with (
+        pytest.raises(ValueError, match=r"train\.device must be cuda where .*, got 'cuda:0'"),
+        ranks_of("cuda:0", nothing),
+    ):
+        pass

@@ -110,7 +110,9 @@ def test_unequal_devices_share_by_speed_unless_told(
         ("task: tasks/small.yaml\nlaunch: {max_restarts: -1}\n", "launch.max_restarts must be at least 0, got -1"),
         ("task: tasks/small.yaml\nlaunch:\n  env: {a b: 1}\n", "line 3: launch.env must give texts or numbers to"),
         ("task: tasks/small.yaml\nlaunch:\n  env: {A: true}\n", "line 3: launch.env must give texts or numbers to"),
-        ("task: tasks/small.yaml\nlaunch: {ssh: ''}\n", "launch.ssh must be a command, got an empty text"),
+        ("task: tasks/small.yaml\nlaunch:\n  env: {A: no}\n", "line 3: launch.env must give texts or numbers to"),
+        ("task: tasks/small.yaml\nlaunch: {ssh: ''}\n", "launch.ssh must be a command, got ''"),
+        ("task: tasks/small.yaml\nlaunch:\n  ssh: ssh 'a\n", "line 3: launch.ssh must be a command, got"),
         (
             "task: tasks/small.yaml\noptions:\n  optimizer:\n    lr: fast\n",
             "experiment.yaml line 4: optimizer.lr must be float, got 'fast'",
@@ -142,25 +144,39 @@ def test_the_commands_of_two_hosts(tmp_path: Path) -> None:
     assert [node.name for node in nodes] == ["me@one", "two"]
     for number, (node, slots) in enumerate(zip(nodes, (8, 4), strict=True)):
         *ssh, host, remote = node.command
-        pid = f"'/my runs/first/launch/node-{number}.pid'"
+        assert node.pid and node.pid.parent == Path("/my runs/first/launch")
+        assert node.pid.name.startswith(f"node-{number}-")
+        pid = f"'{node.pid}'"
         assert (ssh, host) == (["ssh", "-p", "23"], node.name)
         assert remote.startswith(f"cd /work && echo $$ > {pid} && exec env N=1 'S=a b' py -m torch.distributed.run ")
         torchrun = shlex.split(remote.partition(" && exec ")[2])[6:]
         settings = dict(zip(torchrun[:-4:2], torchrun[1:-4:2], strict=True))
         settings.pop("--shutdown-timeout", None)  # torch 2.11 has none
+        assert settings.pop("--rdzv-id").startswith("first-")
         assert settings == {
             "--nnodes": "2",
             "--rdzv-backend": "c10d",
             "--rdzv-endpoint": "one:4711",
-            "--rdzv-id": "first",
             "--nproc-per-node": str(slots),
             "--max-restarts": "1",
         }
         assert torchrun[-4:] == ["-m", "aquila2.cli", "train", "/my runs/first/launch/task.yaml"]
-        assert node.signal == ["ssh", "-p", "23", node.name, f"kill -s NAME $(cat {pid})"]
+        assert node.signal == ["ssh", "-p", "23", node.name, f"test -s {pid} && kill -s NAME $(cat {pid})"]
+    again = nodes_of(load_experiment(path), Path("/my runs/first/launch/task.yaml"), Path("/work"))
+    assert not {node.pid for node in nodes} & {node.pid for node in again}
     script = script_of(nodes)
     assert subprocess.run(["sh", "-n"], input=script, text=True, check=False).returncode == 0
     assert "kill -s TERM $(cat" in script and "kill -s INT $(cat" in script
+
+
+@pytest.mark.parametrize(("device", "processes"), [("cpu", 1), ("cuda", 4), ("cuda:0", 1)])
+def test_a_rank_for_every_gpu_that_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, processes: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    plan = load_experiment(written(tmp_path, "task: tasks/small.yaml\n"), [f"train.device={device}"])
+    [node] = nodes_of(plan, tmp_path / "task.yaml", tmp_path)
+    assert node.command[node.command.index("--nproc-per-node") + 1] == str(processes)
 
 
 def test_a_dry_run_prints_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
