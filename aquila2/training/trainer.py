@@ -27,6 +27,7 @@ from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.monitor import Alert
 from aquila2.heurimentor.monitor.speed import Speed
 from aquila2.heurimentor.monitor.weights import largest_scores, weight_moments
+from aquila2.heurimentor.probes.prompts import questions
 from aquila2.heurimentor.probes.scoring import make_probes, run_probes
 from aquila2.heurimentor.probes.tasks import read_tasks
 from aquila2.model import Aquila2ForCausalLM
@@ -111,7 +112,8 @@ def train(options: Options) -> Result:
 
         def make_ready() -> None:
             usable_device(options.train.device, "train.device")
-            read_tasks(options.probe.tasks)
+            for task in read_tasks(options.probe.tasks):
+                questions(task, options.probe.limit)
             stack.enter_context(only_run_in(folder))
             honour_stop(folder)
             claim(folder, options)
@@ -161,7 +163,7 @@ class Loop:
         self.stream = BatchStream(self.folder, options.data.seq_len, tokenizer_id(tokenizer))
         self.heldout = heldout_batches(self.folder / "data", options.data, options.batch.micro)
         longest, limit = model.config.max_position_embeddings, options.probe.limit
-        self.probes = make_probes(options.probe.tasks, tokenizer, longest, limit)
+        self.probes = world.tell(lambda: make_probes(options.probe.tasks, tokenizer, longest, limit))
         self.measured = {source.name for source in options.data.sources}
         self.watched = 0  # segments of the run whose held-out rows are among them, where they have any
         self.asked_to_stop = False

@@ -83,7 +83,8 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Plan:
     """Reads an experiment, its task and its hostfile.
 
     The task's options are changed by the experiment's, and these by overrides like `optimizer.lr=3e-4`; overrides like
-    `launch.processes=2` change the experiment. Hosts of unequal types make `train.shares` speed where nothing sets it.
+    `launch.processes=2` change the experiment. Hosts of unequal types make `train.shares` speed where nothing sets it
+    and the model is not divided.
 
     Raises:
         ValueError: One sentence that names file, line and what is allowed.
@@ -102,11 +103,13 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Plan:
         hostfile = path.parent / launch.hostfile
         hosts = parse_hostfile(hostfile.read_text(encoding="utf-8"), str(hostfile))
     task = path.parent / experiment.task
-    defaults: dict[str, Any] = {"train": {"shares": "speed"}} if of_unequal_types(hosts) else {}
-    entries = merged(merged(defaults, read_entries(task)), experiment.options)
+    entries = merged(read_entries(task), experiment.options)
     others = [override for override in overrides if not override.startswith(OWN)]
     try:
-        options = parse_options(overridden(entries, others))
+        entries = overridden(entries, others)
+        options = parse_options(entries)
+        if of_unequal_types(hosts) and not options.parallel.divides:
+            options = parse_options(merged({"train": {"shares": "speed"}}, entries))
     except OptionError as error:
         line = _line(text, f"options.{error.option}")
         place = f"{path}{line}" if line else f"{task}{_line(task.read_text(encoding='utf-8'), error.option)}"

@@ -12,6 +12,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aquila2.heurimentor.probes.tasks import Document, Task
 
+# What a template and the literals that it writes can raise.
+WRONG = (
+    TemplateError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError,
+)  # fmt: skip
 SHOTS_SEED = 1234  # lm_eval's, so that it draws the same examples
 
 
@@ -49,7 +53,7 @@ def questions(task: Task, limit: int = 0) -> list[Question]:
     for number, document in enumerate(task.documents[: limit or None]):
         try:
             asked.append(writer.question(number, document))
-        except (TemplateError, ValueError, SyntaxError, TypeError, KeyError) as error:
+        except WRONG as error:
             raise ValueError(f"task {task.name}, document {number}: {' '.join(str(error).split())}") from None
     return asked
 
@@ -96,7 +100,8 @@ class _Writer:
     def _example(self, document: Document) -> str:
         target = self._target(document)
         if self.task.kind == "multiple_choice" and isinstance(target, int):
-            target = self._choices(document)[target]
+            choices = self._choices(document)
+            target = choices[_gold(target, choices)]
         return f"{self._text(document)}{self.task.target_delimiter}{target}{self.task.fewshot_delimiter}"
 
     def _text(self, document: Document) -> str:

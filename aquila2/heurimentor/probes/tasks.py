@@ -105,7 +105,7 @@ def _task(file: Path) -> Task:
     splits = _splits(file, entries)
     named = {role: entries.get(f"{role}_split") for role in ("training", "validation", "test", "fewshot")}
     for role, split in named.items():
-        if split is not None and split not in splits:
+        if split is not None and not (isinstance(split, str) and split in splits):
             raise ValueError(f"{file}: {role}_split must be one of {', '.join(splits)}, got {split!r}")
     asked = named["test"] or named["validation"]
     if asked is None:
@@ -146,7 +146,7 @@ def _check_options(file: Path, entries: Mapping[str, Any]) -> None:
     text, target, choices = (entries.get(f"doc_to_{what}") for what in ("text", "target", "choice"))
     shots = entries.get("num_fewshot") or 0
     checks = [
-        (kind in METRICS, f"output_type must be {' or '.join(METRICS)}, got {kind!r}"),
+        (isinstance(kind, str) and kind in METRICS, f"output_type must be {' or '.join(METRICS)}, got {kind!r}"),
         (isinstance(entries.get("task"), str) and entries["task"], "task must be a name"),
         (entries.get("dataset_path") == "json", f"dataset_path must be json, got {entries.get('dataset_path')!r}"),
         (isinstance(text, str), f"doc_to_text must be a template or a column, got {text!r}"),
@@ -177,8 +177,9 @@ def _metrics(file: Path, entries: Mapping[str, Any]) -> tuple[str, ...]:
     listed = entries.get("metric_list")
     if listed is None:
         return allowed
-    for entry in listed:
-        if entry.get("metric") not in allowed or entry.get("aggregation", "mean") != "mean":
+    for entry in listed if isinstance(listed, list) and listed else [listed]:
+        known = isinstance(entry, dict) and entry.get("metric") in allowed
+        if not known or entry.get("aggregation", "mean") != "mean":
             raise ValueError(f"{file}: metric_list may have the mean of {' and '.join(allowed)}, got {entry!r}")
     return tuple(entry["metric"] for entry in listed)
 
@@ -192,24 +193,26 @@ def _choices(given: Any) -> str | list[str] | None:
 def _splits(file: Path, entries: Mapping[str, Any]) -> dict[str, list[Document]]:
     """The documents of every split; names of files are taken from the task file's folder."""
     arguments = entries.get("dataset_kwargs") or {}
-    files = arguments.get("data_files")
-    if set(arguments) != {"data_files"} or not isinstance(files, (str, list, dict)):
+    if not isinstance(arguments, dict) or set(arguments) != {"data_files"}:
         raise ValueError(f"{file}: dataset_kwargs must have data_files, and nothing else, got {arguments!r}")
+    files = arguments["data_files"]
     by_split = files if isinstance(files, dict) else {"train": files}
     found = {}
     for split, names in by_split.items():
-        several = [names] if isinstance(names, str) else names
+        several = names if isinstance(names, list) else [names]
+        if not isinstance(split, str) or not all(isinstance(name, str) for name in several):
+            raise ValueError(f"{file}: data_files must be names of files, by split or of all, got {files!r:.60}")
         found[split] = [document for name in several for document in _documents(file.parent / name)]
     return found
 
 
 def _documents(file: Path) -> list[Document]:
     """The objects of a JSON array, or of lines."""
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         whole = text.lstrip().startswith("[")
         documents = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON array and no JSON lines: {error}") from None
     if not all(isinstance(document, dict) for document in documents):
         raise ValueError(f"{file} must hold JSON objects only")

@@ -88,6 +88,7 @@ def test_an_experiment_changes_its_task_and_overrides_change_both(tmp_path: Path
         (("A", "B"), "{}", "speed"),
         (("A", "A"), "{}", "equal"),
         (("A", "B"), "{train: {shares: equal}}", "equal"),
+        (("A", "B"), "{parallel: {shard: 2}}", "equal"),  # its ranks go in step
     ],
 )
 def test_unequal_devices_share_by_speed_unless_told(

@@ -10,7 +10,7 @@ from aquila2.heurimentor.report.collect import RunView
 from aquila2.heurimentor.report.page import charts_of
 from aquila2.training import trainer
 from aquila2.training.metrics import read_metrics
-from tests.aquila2.heurimentor.probes.task_files import write_tasks
+from tests.aquila2.heurimentor.probes.task_files import CHOICES, write_tasks
 from tests.aquila2.heurimentor.runs import losses_of, options_for, write_texts
 
 
@@ -42,6 +42,9 @@ def test_a_wrong_task_file_leaves_no_run_behind(tmp_path: Path) -> None:
     options = options_for(tmp_path / "texts", tmp_path / "run", probe={"tasks": [str(tmp_path / "nowhere")]})
     with pytest.raises(FileNotFoundError, match="nowhere is no task file"):
         trainer.train(options)
+    tasks = write_tasks(tmp_path / "tasks", {**CHOICES, "doc_to_target": 7})
+    with pytest.raises(ValueError, match="document 0: doc_to_target must give one of the choices"):
+        trainer.train(options_for(tmp_path / "texts", tmp_path / "run", probe={"tasks": [str(tasks)]}))
     assert not (tmp_path / "run").exists()
 
 

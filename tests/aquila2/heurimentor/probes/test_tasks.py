@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_templates_reach_nothing_but_the_document(tmp_path: Path) -> None:
         ({"num_fewshot": 5}, "num_fewshot = 5 needs more documents than the split 'test' has"),
         ({"num_fewshot": -1}, "num_fewshot must be a number of at least 0, got -1"),
         ({"dataset_kwargs": {"data_dir": "x"}}, "dataset_kwargs must have data_files, and nothing else"),
+        ({"output_type": ["x"]}, "output_type must be multiple_choice or loglikelihood, got "),
+        ({"metric_list": ["acc"]}, "metric_list may have the mean of acc and acc_norm, got 'acc'"),
+        ({"metric_list": []}, "metric_list may have the mean of acc and acc_norm, got "),
+        ({"metric_list": 3}, "metric_list may have the mean of acc and acc_norm, got 3"),
+        ({"dataset_kwargs": "d.jsonl"}, "dataset_kwargs must have data_files, and nothing else, got 'd.jsonl'"),
+        ({"dataset_kwargs": {"data_files": {"test": 3}}}, "data_files must be names of files, by split or of all"),
+        ({"dataset_kwargs": {"data_files": {1: "animals.json"}}}, "data_files must be names of files, by split"),
+        ({"dataset_kwargs": {"data_files": None}}, "data_files must be names of files, by split or of all"),
+        ({"test_split": ["test"]}, "test_split must be one of test, got "),
         ({"target_delimiter": 3}, "target_delimiter must be text, got 3"),
     ],
 )
@@ -116,12 +126,22 @@ def test_what_is_not_supported_is_one_sentence(tmp_path: Path, changes: dict[str
         ({"doc_to_target": "options"}, "document 0: doc_to_target must give a text or a number"),
         ({"doc_to_choice": "question"}, "document 0: doc_to_choice must give a list of texts"),
         ({"doc_to_choice": ["", "no"]}, "document 0: acc_norm needs choices that are not empty"),
+        ({"doc_to_text": "{{ 1 // 0 }}"}, "task animals, document 0: integer division or modulo by zero"),
         ({"doc_to_text": "{{"}, "task animals has no Jinja template"),
     ],
 )
 def test_documents_that_do_not_fit_are_one_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         questions(task_of(tmp_path, CHOICES, **changes))
+
+
+@pytest.mark.parametrize("label", [-1, 7])
+def test_an_example_without_an_answer_is_one_sentence(tmp_path: Path, label: int) -> None:
+    files = {"data_files": {"test": "animals.json", "train": "unlabelled.json"}}
+    (tmp_path / "unlabelled.json").write_text(json.dumps([{**ANIMALS[0], "answer": label}]))
+    few = {"dataset_kwargs": files, "fewshot_split": "train", "num_fewshot": 1}
+    with pytest.raises(ValueError, match=f"document 0: doc_to_target must give one of the choices .* got {label}"):
+        questions(task_of(tmp_path, CHOICES, **few))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -134,9 +154,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_tasks([folder])
     (folder / "animals.json").write_text("{")
     write_tasks(tmp_path / "broken")
-    (tmp_path / "broken" / "animals.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON array and no JSON lines"):
-        read_tasks([tmp_path / "broken"])
+    for content in (b"{", b"\xff", b"[" * 100000):
+        (tmp_path / "broken" / "animals.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"animals\.json is no JSON array and no JSON lines"):
+            read_tasks([tmp_path / "broken"])
     with pytest.raises(FileNotFoundError, match="is no task file and no folder of them"):
         read_tasks([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
