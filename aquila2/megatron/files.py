@@ -112,18 +112,19 @@ def read_part(file: Path) -> Part:
         with safe_globals([argparse.Namespace, *unused]):
             content = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{file} may hold tensors, plain values and argparse.Namespace only, got {culprit[1] if culprit else error}"
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        culprit = match[1] if match else " ".join(str(error).split())
+        raise ValueError(f"{file} may hold tensors, plain values and argparse.Namespace only, got {culprit}") from None
+    except Exception as error:  # the instructions of a damaged pickle fail in all ways that there are
         raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     chunks = _chunks(content) if isinstance(content, dict) else []
     if not chunks:
         raise ValueError(f"{file} has no model in it")
     arguments = content.get("args")
-    version = float(content.get("checkpoint_version", 0))
-    return Part(file, chunks, version, vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
+    version = content.get("checkpoint_version") or 0
+    if not isinstance(version, (int, float)):
+        raise ValueError(f"{file} must have a number as checkpoint_version, got {version!r:.60}")
+    return Part(file, chunks, float(version), vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
 
 
 def _chunks(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:

@@ -8,6 +8,11 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+# A KeyboardInterrupt leaves through the saver, which ends what it writes; a second SIGTERM ends the process there.
+SENTENCE = b"""
+stopping after this step, with a checkpoint; once more stops without, though Ctrl-C waits for a save under way
+"""
+
 
 class StopRequest:
     """Inside `with`, the first SIGINT or SIGTERM sets `received`; a second one acts as without us.
@@ -34,7 +39,7 @@ class StopRequest:
         self.received = number
         self._restore()
         # os.write: a handler may interrupt a print.
-        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
+        os.write(2, SENTENCE)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from aquila2 import Aquila2Config, Aquila2ForCausalLM, from_pretrained
 from aquila2.cli import main
 from aquila2.megatron import from_megatron
+from aquila2.megatron.files import read_part
 from tests.aquila2.megatron.shards import Writer
 
 
@@ -224,6 +226,9 @@ def broken(tmp_path: Path, case: str) -> tuple[type[Exception], str]:
     elif case == "old and grouped":
         content["checkpoint_version"] = 1.0
         sentence = "checkpoint_version must be at least 2 where queries are grouped, got 1"
+    elif case == "odd version":
+        content["checkpoint_version"] = "three"
+        sentence = "model_optim_rng.pt must have a number as checkpoint_version, got 'three'"
     elif case == "no model":
         del content["model"]
         sentence = "has no model in it"
@@ -235,7 +240,7 @@ def broken(tmp_path: Path, case: str) -> tuple[type[Exception], str]:
 
 CASES = [
     "part missing", "no file", "experts", "no iteration", "cut off", "unknown tensor", "tensor missing",
-    "ranks differ", "old and grouped", "no model",
+    "ranks differ", "old and grouped", "odd version", "no model",
 ]  # fmt: skip
 
 
@@ -247,6 +252,26 @@ def test_a_wrong_checkpoint_is_one_sentence(tmp_path: Path, case: str) -> None:
     with pytest.raises(kind, match=sentence) as caught:
         from_megatron(tmp_path, model.config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_pickles_are_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "model_optim_rng.pt"
+    torch.save({"model": {"a": torch.ones(3)}, "checkpoint_version": None}, file)
+    assert read_part(file).version == 0
+    with zipfile.ZipFile(file) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    (name,) = [name for name in members if name.endswith("data.pkl")]
+    for place in range(len(members[name])):
+        for byte in (b"", b"\xff", b"t", b"R"):  # nothing, no instruction, one on an empty stack, a call
+            damaged = members[name][:place] + byte + members[name][place + 1 :]
+            with zipfile.ZipFile(file, "w") as written:
+                for member, content in {**members, name: damaged}.items():
+                    written.writestr(member, content)
+            try:
+                read_part(file)
+            except ValueError as error:
+                assert str(error).startswith(str(file)) and "\n" not in str(error)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

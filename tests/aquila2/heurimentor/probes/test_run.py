@@ -10,8 +10,9 @@ from aquila2.heurimentor.report.collect import RunView
 from aquila2.heurimentor.report.page import charts_of
 from aquila2.training import trainer
 from aquila2.training.metrics import read_metrics
+from aquila2.training.options import dump_options
 from tests.aquila2.heurimentor.probes.task_files import CHOICES, write_tasks
-from tests.aquila2.heurimentor.runs import losses_of, options_for, write_texts
+from tests.aquila2.heurimentor.runs import losses_of, options_for, run_python, write_texts
 
 
 def test_a_probed_run(tmp_path: Path) -> None:
@@ -35,6 +36,22 @@ def test_a_probed_run(tmp_path: Path) -> None:
     assert names == ["animals, acc", "animals, chance", "animals, acc_norm", "last_word, acc"]
     assert {y for _, y in charts["probes"].series[1].points} == {1 / 3}
     assert charts_of(RunView.of(tmp_path / "plain"))[1].is_empty
+
+
+def test_ranks_that_share_layers_answer_as_one(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts")
+    tasks = write_tasks(tmp_path / "tasks")
+    sections = {"probe": {"tasks": [str(tasks)]}, "train": {"samples": 4}}
+    trainer.train(options_for(tmp_path / "texts", tmp_path / "alone", **sections))
+    divided = options_for(tmp_path / "texts", tmp_path / "divided", **sections, parallel={"tensor": 2})
+    (tmp_path / "task.yaml").write_text(dump_options(divided))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    run_python(*torchrun, "-m", "aquila2.cli", "train", tmp_path / "task.yaml")
+    found = []
+    for name in ("alone", "divided"):
+        records = [record for record in read_metrics(tmp_path / name) if record["kind"] == "probe"]
+        found.append([(record["step"], record["animals/acc"], record["last_word/acc"]) for record in records])
+    assert found[0] == found[1] and len(found[0]) == 2
 
 
 def test_a_wrong_task_file_leaves_no_run_behind(tmp_path: Path) -> None:
