@@ -20,7 +20,7 @@ _ops: Any = torch.ops.flagattn
 def batch_invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Linear map that gives a row the same bits whatever stands beside it, and on however many threads.
 
-    ``y = x weight^T + bias``. Every element is a sum in fp32 of chains of 256 multiply-adds, the chains added in order,
+    ``y = x weight^T + bias``. Every element is a sum in fp32 of chains of 128 multiply-adds, the chains added in order,
     rounded once. `torch.nn.functional.linear` lets its BLAS choose the order by the number of rows and threads; this
     function is for where one row alone, in a batch, and in training must come out alike.
 

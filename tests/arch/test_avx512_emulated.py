@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -30,6 +31,12 @@ def library() -> Path:
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout[-4000:]
     return build / "lib" / "_C_emulated.so"
+
+
+def test_every_intrinsic_is_emulated() -> None:
+    used = set(re.findall(r"\b_mm512_\w+", (ROOT / "csrc" / "arch" / "simd" / "avx512.h").read_text()))
+    emulation = (ROOT / "tests" / "arch" / "avx512_emulation" / "immintrin.h").read_text()
+    assert used and used <= set(re.findall(r"#define (_mm512_\w+)", emulation))
 
 
 def test_op_suites_at_the_avx512_level(library: Path) -> None:

@@ -16,7 +16,7 @@ static_assert(kLinearCols % kPanel == 0 && kProductCols % kPanel == 0 && kLinear
 // pass. Of a panel that the columns end in, nothing behind them is written.
 void add_chains(const float* x, int64_t rows, const float* panels, int64_t cols, int64_t depth, bool first, float* sums,
                 int64_t stride) {
-  float edge[kTileRows * kPanel];
+  float edge[kTileRows * kPanel] = {};
   for (int64_t j = 0; j < cols; j += kPanel, panels += kPanel * kLinearDepth) {
     const int64_t width = std::min(kPanel, cols - j);
     for (int64_t i = 0; i < rows; i += kTileRows) {

@@ -10,7 +10,7 @@ namespace flagattn {
 // together fit an L2 cache of 512 KB.
 constexpr int64_t kLinearRows = 144;
 constexpr int64_t kLinearCols = 96;
-constexpr int64_t kLinearDepth = 256;
+constexpr int64_t kLinearDepth = 128;
 
 // fp32 scratch of a thread: x and the weight of one block, and the sums.
 constexpr int64_t kLinearScratch = (kLinearRows + kLinearCols) * kLinearDepth + kLinearRows * kLinearCols;

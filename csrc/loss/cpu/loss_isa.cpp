@@ -30,6 +30,23 @@ FLAGATTN_INLINE F32 load_or(const T* x, int64_t n, F32 rest) {
   return n == F32::kLanes ? F32::load(x) : select(first_n(n), F32::load_n(x, n), rest);
 }
 
+// The sum of all lanes. The largest term of a segment is 1, and what sums near it cannot hold is kept beside them.
+template <int kParts>
+double sum_of(const F32 (&parts)[kParts]) {
+  F32 sum = parts[0], lost = F32::zero();
+  for (int i = 1; i < kParts; ++i) {
+    const F32 next = sum + parts[i], added = next - sum;
+    lost = lost + ((sum - (next - added)) + (parts[i] - added));
+    sum = next;
+  }
+  float sums[F32::kLanes], rests[F32::kLanes];
+  sum.store(sums);
+  lost.store(rests);
+  double all = 0.0;
+  for (int lane = 0; lane < F32::kLanes; ++lane) all += static_cast<double>(sums[lane]) + rests[lane];
+  return all;
+}
+
 template <typename T, bool kCaps, bool kTotals>
 SegmentSummary summarise(const T* x, int64_t count, float softcap) {
   const float inverse = kCaps ? 1.0f / softcap : 0.0f;
@@ -59,18 +76,22 @@ SegmentSummary summarise(const T* x, int64_t count, float softcap) {
       if constexpr (kTotals) totals[u] = totals[u] + z;
     }
   }
-  const Pair sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   const Pair total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
-  F32 last_sum = F32::zero(), last_total = F32::zero();
-  for (int64_t i = whole; i < count; i += F32::kLanes) {
+  F32 parts[4 * kSums], last_total = F32::zero();
+  for (int u = 0; u < kSums; ++u) {
+    parts[2 * u] = sums[u].first;
+    parts[2 * u + 1] = sums[u].second;
+    parts[2 * (kSums + u)] = parts[2 * (kSums + u) + 1] = F32::zero();
+  }
+  F32* rest = parts + 2 * kSums;  // a vector of the end each
+  for (int64_t i = whole; i < count; i += F32::kLanes, ++rest) {
     const int64_t n = count - i < F32::kLanes ? count - i : F32::kLanes;
     const F32 z = cap<kCaps>(load_or(x + i, n, F32::zero()), softcap, inverse);
     const F32 power = exp(z - offset.first);
-    last_sum = last_sum + (n == F32::kLanes ? power : select(first_n(n), power, F32::zero()));
+    *rest = n == F32::kLanes ? power : select(first_n(n), power, F32::zero());
     if constexpr (kTotals) last_total = last_total + z;  // behind the end z is 0
   }
-  return {maximum, (sum.first + sum.second + last_sum).sum(),
-          kTotals ? (total.first + total.second + last_total).sum() : 0.0f};
+  return {maximum, sum_of(parts), kTotals ? (total.first + total.second + last_total).sum() : 0.0f};
 }
 
 SegmentSummary summarise_any(DType dtype, const void* x, int64_t count, float softcap, bool sums) {

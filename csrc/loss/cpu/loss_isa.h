@@ -14,8 +14,8 @@ constexpr int64_t kLossSegment = 1024;
 // Of the capped logits z of one segment.
 struct SegmentSummary {
   float maximum;
-  float sum_exp;  // of e^(z - maximum); 0 where all z are -inf
-  float sum;      // of z; only where asked for
+  double sum_exp;  // of e^(z - maximum); 0 where all z are -inf
+  float sum;       // of z; only where asked for
 };
 
 // dx_j = (e^(z_j - maximum) scale - smoothing - (j == target) target_share) dz/dx

@@ -214,6 +214,16 @@ EMULATED __m512 shuffle_f32x4(__m512 a, __m512 b, int imm) {
   return r;
 }
 
+EMULATED __m512i shuffle_epi8(__m512i a, __m512i which) {
+  unsigned char from[64], at[64], to[64];
+  std::memcpy(from, &a, 64);
+  std::memcpy(at, &which, 64);
+  for (int i = 0; i < 64; ++i) to[i] = (at[i] & 0x80) != 0 ? 0 : from[i / 16 * 16 + at[i] % 16];
+  __m512i r;
+  std::memcpy(&r, to, 64);
+  return r;
+}
+
 // Halves are folded onto each other, as the compiler's sequence for the real instruction set does.
 EMULATED float reduce_add_ps(__m512 a) {
   for (int width = 8; width > 0; width /= 2) {
@@ -249,6 +259,7 @@ EMULATED float reduce_max_ps(__m512 a) {
 #define _mm256_mask_storeu_epi16 avx512_emulation::mask_storeu_epi16
 #define _mm512_castps_si512 avx512_emulation::castps_si512
 #define _mm512_castsi512_ps avx512_emulation::castsi512_ps
+#define _mm512_shuffle_epi8 avx512_emulation::shuffle_epi8
 #define _mm512_add_epi32 avx512_emulation::add_epi32
 #define _mm512_sub_epi32 avx512_emulation::sub_epi32
 #define _mm512_and_si512 avx512_emulation::and_si512
