@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor
 T = TypeVar("T")
 ASK, ANSWER, HERE = "aquila2/ask/", "aquila2/answer/", "aquila2/here/"  # in the store, with a rank or a name behind
 LOOK_SECONDS = 0.1
+TELL_SECONDS = 60.0  # that the first rank stays to say why it ends, for others that are still starting
 
 
 class OtherRankFailed(RuntimeError):
@@ -180,23 +182,28 @@ def meet(prepare: Callable[[], None], store: dist.Store, rank: int, size: int) -
         while not store.check([f"{ANSWER}{own}"]):  # where the first rank dies without a word, torchrun ends this one
             time.sleep(LOOK_SECONDS)
         start, _, said = store.get(f"{ANSWER}{own}").decode().partition(" ")
+        store.set(f"{HERE}{start}/{rank}", "")
         if said:
             raise OtherRankFailed(said)
-        store.set(f"{HERE}{start}/{rank}", "")
         return dist.PrefixStore(start, store)
     try:
         prepare()
     except BaseException as error:
-        for other in range(1, size):
-            _answer(store, other, f"{own} {error.__class__.__name__}: {error}")
+        _tell(store, size, own, f"{error.__class__.__name__}: {error}", TELL_SECONDS)
         raise
-    away = set(range(1, size))
-    while away:
-        for other in away:
-            _answer(store, other, own)
-        away = {other for other in away if not store.check([f"{HERE}{own}/{other}"])}
-        time.sleep(LOOK_SECONDS if away else 0)
+    _tell(store, size, own, "", math.inf)
     return dist.PrefixStore(own, store)
+
+
+def _tell(store: dist.Store, size: int, start: str, said: str, seconds: float) -> None:
+    """Answers the other ranks, those that are still starting too, until all have heard it or the time is over."""
+    end = time.monotonic() + seconds
+    away = set(range(1, size))
+    while away and time.monotonic() < end:
+        for other in away:
+            _answer(store, other, f"{start} {said}")
+        away = {other for other in away if not store.check([f"{HERE}{start}/{other}"])}
+        time.sleep(LOOK_SECONDS if away else 0)
 
 
 def _answer(store: dist.Store, rank: int, answer: str) -> None:

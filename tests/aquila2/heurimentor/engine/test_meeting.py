@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
+from aquila2.heurimentor.engine import world
 from aquila2.heurimentor.engine.world import OtherRankFailed, meet, ranks_of
 
 
@@ -54,17 +55,30 @@ def test_a_failure_is_told_once_and_a_dead_rank_does_not_count() -> None:
     store = dist.HashStore()
 
     def failing() -> None:
-        while not store.check(["aquila2/ask/1"]):
-            time.sleep(0.01)
         raise ValueError("no such text")
 
-    first, other = start(store, 2, failing)
+    def late() -> None:
+        time.sleep(0.3)
+        meet(nothing, store, 1, 2)
+
+    with ThreadPoolExecutor(2) as ranks:
+        first, other = ranks.submit(meet, failing, store, 0, 2), ranks.submit(late)
     with pytest.raises(ValueError, match="no such text"):
         first.result()
     with pytest.raises(OtherRankFailed, match="ValueError: no such text"):
         other.result()
     store.set("aquila2/ask/1", "a rank that has died since")
     assert all(rank.result() for rank in start(store, 2))
+
+
+def test_the_first_rank_does_not_wait_for_the_dead_to_say_why_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "TELL_SECONDS", 0.2)
+
+    def failing() -> None:
+        raise ValueError("no such text")
+
+    with pytest.raises(ValueError, match="no such text"):
+        meet(failing, dist.HashStore(), 0, 2)
 
 
 def test_ranks_of_a_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
