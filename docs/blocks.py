@@ -266,7 +266,34 @@ def summary(language: str, up: str) -> str:
         page=f"[docs/benchmarks.md]({up}docs/benchmarks.md#bars)",
     )
     modules = ", ".join(f"[{module}.json]({up}bench/results/{machine}/{module}.json)" for module in sorted(files))
-    return f"{report.markdown(header, lines)}\n\n{counted}\n\n{report.where(files['attention'])}; {modules}"
+    told = [f"{report.where(files['attention'])}; {modules}", *_elsewhere(machine, language, up)]
+    return "\n\n".join([report.markdown(header, lines), counted, *told])
+
+
+def _elsewhere(quoted: str, language: str, up: str) -> list[str]:
+    """For every other machine how many bars are met there, and which of those in the table are not."""
+    told = []
+    for machine in results.machines():
+        if machine == quoted:
+            continue
+        files = results.read(results.RESULTS / machine)
+        short = [
+            f"{verdict.bar.what if language == 'en' else _translated(verdict.bar.what)} "
+            f"{_ratio(verdict.bar, verdict.decisive)} ({verdict.bar.op} {verdict.bar.bound:g})"
+            for verdict in summarised(files)
+            if not verdict.met
+        ]
+        verdicts = report.verdicts(files)
+        told.append(
+            phrase("bars elsewhere", language).format(
+                machine=f"[{machine}]({up}bench/results/{machine})",
+                where=report.where(next(iter(files.values()))),
+                met=sum(verdict.in_words == "yes" for verdict in verdicts),
+                all=len(verdicts),
+                short=("；" if language == "zh" else "; ").join(short) or phrase("none", language),
+            )
+        )
+    return told
 
 
 def summarised(files: report.Files) -> list[Verdict]:
