@@ -32,8 +32,9 @@ from aquila2.heurimentor.verified import BLOCK, verify
 from aquila2.training import trainer
 from aquila2.training.checkpoints import load_checkpoint
 from aquila2.training.optim import make_adamw
-from aquila2.training.options import Options, parse_options
+from aquila2.training.options import Options
 from bench import machine
+from bench.runs import options_for
 
 COMMAND = "python -m bench.checkpoint"
 SEQLEN, ROWS, STEPS, SAVE_EVERY = 1024, 2, 9, 2
@@ -49,31 +50,19 @@ class Times:
     saves: dict[int, float] = field(default_factory=dict)
 
 
-def options_for(folder: Path, way: str) -> Options:
-    """A run on the package's own sources that saves as told."""
-    entries: dict[str, Any] = {
-        "model": {"preset": "100m"},
-        "tokenizer": {"vocab_size": 16392, "sample_bytes": 4_000_000},
-        "data": {
-            "sources": [
-                {"name": "code", "path": "builtin:python-code"},
-                {"name": "english", "path": "builtin:english"},
-            ],
-            "seq_len": SEQLEN,
-            "heldout_rows": 1,
-        },
-        "batch": {"micro": ROWS, "size": ROWS},
-        "train": {"samples": ROWS * STEPS},
-        "run": {
-            "folder": str(folder),
-            "save": way,
-            "save_every": SAVE_EVERY,
-            "keep": 1,
-            "tensorboard": False,
-            "progress": False,
-        },
-    }
-    return parse_options(entries)
+def options_of(folder: Path, way: str) -> Options:
+    """A run that saves as told."""
+    return options_for(
+        folder,
+        preset="100m",
+        tokenizer={"vocab_size": 16392, "sample_bytes": 4_000_000},
+        seqlen=SEQLEN,
+        rows=ROWS,
+        steps=STEPS,
+        save=way,
+        save_every=SAVE_EVERY,
+        keep=1,
+    )
 
 
 @contextmanager
@@ -155,7 +144,7 @@ def main(arguments: list[str]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        options = options_for(Path(temporary) / "run", "async")
+        options = options_of(Path(temporary) / "run", "async")
         times = Times()
         with timed_loop(times):
             result = trainer.train(options)

@@ -67,11 +67,11 @@ def where(content: dict[str, Any]) -> str:
 
 
 def quoted_machine() -> str | None:
-    """The machine README and docs quote: of those with studies too the one whose attention results are newest."""
+    """The machine README and docs quote: the newest attention results of those with a study of errors too."""
     dated = []
     for name in results.machines():
         files = results.read(results.RESULTS / name)
-        if "attention" in files and (results.RESULTS / name / "studies").is_dir():
+        if "attention" in files and (results.RESULTS / name / "studies" / "numerics.json").exists():
             dated.append((files["attention"]["date"], name))
     return max(dated)[1] if dated else None
 

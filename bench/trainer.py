@@ -30,8 +30,9 @@ from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training import trainer
 from aquila2.training.data import Batch, tokenizer_id
 from aquila2.training.optim import make_adamw
-from aquila2.training.options import Options, parse_options
+from aquila2.training.options import Options
 from bench import machine
+from bench.runs import options_for
 
 COMMAND = "python -m bench.trainer"
 TURNS, WARM_UP = 5, 8
@@ -39,24 +40,10 @@ MODELS = {"4m": 40, "25m": 16}  # steps of a turn
 SEQLEN, ROWS = 256, 4
 
 
-def options_for(folder: Path, model: str, steps: int) -> Options:
-    """A run on the package's own sources, without TensorBoard, as long as a turn."""
-    entries: dict[str, Any] = {
-        "model": {"preset": model},
-        "tokenizer": {"vocab_size": 4104, "sample_bytes": 500_000},
-        "data": {
-            "sources": [
-                {"name": "code", "path": "builtin:python-code"},
-                {"name": "english", "path": "builtin:english"},
-            ],
-            "seq_len": SEQLEN,
-            "heldout_rows": 1,
-        },
-        "batch": {"micro": ROWS, "size": ROWS},
-        "train": {"samples": ROWS * steps},
-        "run": {"folder": str(folder), "tensorboard": False, "progress": False},
-    }
-    return parse_options(entries)
+def options_of(folder: Path, model: str, steps: int) -> Options:
+    """A run as long as a turn."""
+    tokenizer = {"vocab_size": 4104, "sample_bytes": 500_000}
+    return options_for(folder, preset=model, tokenizer=tokenizer, seqlen=SEQLEN, rows=ROWS, steps=steps)
 
 
 @contextmanager
@@ -111,7 +98,7 @@ def measure(model: str, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         for turn in range(TURNS):
             run = Path(temporary) / f"run{turn}"
-            options = options_for(run, model, steps)
+            options = options_of(run, model, steps)
             if turn:  # the tokenizer and the rows of the first
                 for part in ("tokenizer", "data"):
                     shutil.copytree(Path(temporary) / "run0" / part, run / part)
