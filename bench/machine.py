@@ -48,13 +48,17 @@ def microarchitecture(vendor: str, family: int, model: int, stepping: int) -> st
     return ""
 
 
+def core_of(cpu: dict[str, str]) -> str:
+    """The core's name from the fields of one /proc/cpuinfo block; of an unknown one what tells most of its speed."""
+    numbers = [int(cpu.get(field, "0") or 0) for field in ("cpu family", "model", "stepping")]
+    widest = [name for name in ("amx", "avx512") if f" {name}" in f" {cpu.get('flags', '')}"][:1]
+    return microarchitecture(cpu.get("vendor_id", ""), *numbers) or "".join(widest)
+
+
 def machine_slug(cpu: dict[str, str], cores: int) -> str:
     """A folder name such as `amd-epyc-zen3-2c`, from the fields of one /proc/cpuinfo block."""
-    vendor = cpu.get("vendor_id", "")
     model_name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|\bProcessor\b|@.*", " ", cpu.get("model name", "") or platform.machine())
-    numbers = [int(cpu.get(field, "0") or 0) for field in ("cpu family", "model", "stepping")]
-    core = microarchitecture(vendor, *numbers)
-    words = re.findall(r"[a-z0-9.]+", f"{model_name} {core}".lower())
+    words = re.findall(r"[a-z0-9.]+", f"{model_name} {core_of(cpu)}".lower())
     return "-".join([*dict.fromkeys(words), f"{cores}c"])
 
 
@@ -122,9 +126,7 @@ def describe() -> dict[str, Any]:
     return {
         "machine": this_machine(),
         "cpu": cpu.get("model name", platform.machine()),
-        "microarchitecture": microarchitecture(
-            cpu.get("vendor_id", ""), *(int(cpu.get(f, "0") or 0) for f in ("cpu family", "model", "stepping"))
-        ),
+        "microarchitecture": core_of(cpu),
         "vector_extensions": vector,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

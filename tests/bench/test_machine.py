@@ -31,6 +31,7 @@ from bench import machine
             "intel-xeon-cascade-lake-2c",
         ),
         ({"model name": "Odd & New"}, 4, "odd-new-4c"),
+        ({"model name": "Odd & New", "flags": "avx2 avx512f avx512bw amx_bf16 amx_tile"}, 4, "odd-new-amx-4c"),
     ],
 )
 def test_machine_slug(cpu: dict[str, str], cores: int, expected: str) -> None:
