@@ -6,7 +6,7 @@
 namespace flagattn::sm80 {
 
 struct LossShared {
-  cuda::TeamExchange exchange[3];
+  cuda::TeamExchange exchange[4];
 };
 
 // Joins the threads' sums and writes the row's results; every thread of the block calls this.
@@ -16,9 +16,12 @@ FLAGATTN_DEVICE void finish_row(const CrossEntropyArguments& a, const cuda::RowT
   const LossResults& out = a.params.out;
   const float maximum = team.max(own.maximum, shared.exchange[0]);
   const float shift = maximum == -INFINITY ? 0.0f : maximum;
-  const float rescaled = planted(Fault::kMissingRescale) ? own.sum : own.sum * exponential(own.maximum - shift);
-  const float sum = team.sum(own.sum == 0.0f ? 0.0f : rescaled, shared.exchange[1]);
-  const float total = team.sum(own.total, shared.exchange[2]);
+  const float factor = planted(Fault::kMissingRescale) ? 1.0f : exponential(own.maximum - shift);
+  const bool has_top = factor == 1.0f;
+  const float below = has_top ? own.rest : (own.ones + own.rest) * factor;
+  const float ones = team.sum(has_top ? own.ones : 0.0f, shared.exchange[1]);
+  const float rest = team.sum(own.ones + own.rest == 0.0f ? 0.0f : below, shared.exchange[2]);
+  const float total = team.sum(own.total, shared.exchange[3]);
   if (team.index >= in.rows || team.lane != 0) return;
 
   double loss = 0.0, lse = 0.0;
@@ -26,7 +29,7 @@ FLAGATTN_DEVICE void finish_row(const CrossEntropyArguments& a, const cuda::RowT
     const int64_t target = offset_of_row(a.params.logits, team.index) + row.target;
     const float target_logit =
         capped(cuda::load_number(a.params.logits.data, a.params.dtype, target), in.options.softcap);
-    const double log_sum = log(static_cast<double>(sum));
+    const double log_sum = log(static_cast<double>(ones) + rest);
     lse = maximum + log_sum;
     loss = log_sum + (static_cast<double>(maximum) - target_logit);
     if (in.options.label_smoothing != 0.0f) {
@@ -37,7 +40,7 @@ FLAGATTN_DEVICE void finish_row(const CrossEntropyArguments& a, const cuda::RowT
     loss *= row.weight;
   }
   ptx::store_global(out.maximum + team.index, row.is_kept ? maximum : 0.0f);
-  ptx::store_global(out.sum + team.index, row.is_kept ? sum : 1.0f);
+  ptx::store_global(out.sum + team.index, row.is_kept ? ones + rest : 1.0f);
   ptx::store_global(out.lse + team.index, static_cast<float>(lse));
   if (a.losses != nullptr) {
     ptx::store_global(a.losses + team.index, loss);

@@ -46,10 +46,12 @@ struct RowVectors {
   }
 };
 
-// The sum of e^(z - maximum) over what a thread has seen, and of z.
+// The sum of e^(z - maximum) over what a thread has seen, and of z. Terms of 1 are counted apart: a sum near 1 cannot
+// hold the small ones, of which the loss of a confident row is made.
 struct RunningSum {
   float maximum = -INFINITY;
-  float sum = 0.0f;
+  float ones = 0.0f;
+  float rest = 0.0f;
   float total = 0.0f;
 
   // Adds kCount numbers; `totals`: their sum is asked for too. -inf adds nothing, NaN shows in the sum.
@@ -59,9 +61,16 @@ struct RunningSum {
     FLAGATTN_UNROLL_ALL
     for (int i = 0; i < kCount; ++i) highest = fmaxf(highest, z[i]);
     const float shift = highest == -INFINITY ? 0.0f : highest;  // -inf - -inf would be NaN
-    sum *= exponential(maximum - shift);
+    if (highest > maximum) {
+      rest = (rest + ones) * exponential(maximum - shift);
+      ones = 0.0f;
+    }
     FLAGATTN_UNROLL_ALL
-    for (int i = 0; i < kCount; ++i) sum += exponential(z[i] - shift);
+    for (int i = 0; i < kCount; ++i) {
+      const float term = exponential(z[i] - shift);
+      ones += term == 1.0f ? 1.0f : 0.0f;
+      rest += term == 1.0f ? 0.0f : term;
+    }
     maximum = highest;
     if (!totals) return;
     FLAGATTN_UNROLL_ALL
