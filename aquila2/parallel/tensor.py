@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -58,3 +59,11 @@ def split(model: Aquila2ForCausalLM, mesh: DeviceMesh) -> None:
         assert isinstance(attention, Attention)
         attention.heads_q //= mesh.size()
         attention.heads_k //= mesh.size()
+
+
+def is_held_alike(parameter: Tensor) -> bool:
+    """Whether ranks that share layers have the same of a parameter, as of norms, embedding and output head."""
+    if not isinstance(parameter, DTensor):
+        return True
+    names = parameter.device_mesh.mesh_dim_names or ()
+    return "tensor" not in names or parameter.placements[names.index("tensor")].is_replicate()

@@ -32,6 +32,7 @@ from aquila2.heurimentor.probes.scoring import make_probes, run_probes
 from aquila2.heurimentor.probes.tasks import read_tasks
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.parallel.gather import gathered
+from aquila2.parallel.tensor import is_held_alike
 from aquila2.parallel.values import clip, local, total_norm
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import (
@@ -340,17 +341,22 @@ class Loop:
         return not newest or step_of(newest[0]) != self.progress.step
 
     def _compare_weights(self) -> None:
-        """Sends the first copy's weights and moments to the others where one has others, and has it told."""
-        copies = self.placement.copies
-        if copies.size == 1:
+        """Compares what several ranks have of weights that are one."""
+        parameters = list(self.model.parameters())
+        self._compare(self.placement.copies, parameters)
+        self._compare(self.placement.sharers, [parameter for parameter in parameters if is_held_alike(parameter)])
+
+    def _compare(self, holders: World, parameters: list[torch.nn.Parameter]) -> None:
+        """Sends the first holder's weights and moments to the others where one has others, and has it told."""
+        if holders.size == 1:
             return
-        sums = copies.gather(checksum(local(parameter) for parameter in self.model.parameters()))
-        ranks = self.world.gather(sums[copies.rank] != sums[0])
+        sums = holders.gather(checksum(local(parameter) for parameter in parameters))
+        ranks = self.world.gather(sums[holders.rank] != sums[0])
         differ = [rank for rank, differs in enumerate(ranks) if differs]
         if differ:
-            copies.spread(local(parameter) for parameter in self.model.parameters())
-            states = [self.optimizer.state[parameter] for parameter in self.model.parameters()]
-            copies.spread(local(state[key]) for state in states for key in sorted(state))
+            holders.spread(local(parameter) for parameter in parameters)
+            states = [self.optimizer.state[parameter] for parameter in parameters]
+            holders.spread(local(state[key]) for state in states for key in sorted(state))
             self.world.tell(lambda: self._first().ranks_differ(self.progress.step, differ))
 
     def _segments(self, checkpoint: Path | None) -> list[OpenSegment]:

@@ -115,12 +115,13 @@ def test_cross_entropy(data, level, dtype, count, size, softcap) -> None:
     dtypes,
     st.sampled_from([1, 2, 17, 40, 333, 700]),
     st.sampled_from([1, 24, 257, 530]),
-    st.sampled_from([7, 255, 600, 1030]),
+    st.sampled_from([7, 255, 600, 1030, 9000]),
     st.sampled_from([0.0, 5.0]),
     st.sampled_from(["none", "sum"]),
 )
 def test_linear_cross_entropy(data, level, dtype, count, features, classes, softcap, reduction) -> None:
     """A row's loss, lse and hidden gradient, taken in the forward ("sum", fp32) or from logits made again."""
+    features = min(features, 24) if classes == 9000 else features  # tiles of several segments, in seconds
     weight = random(classes, features, dtype=dtype, seed=9) / features**0.5
     targets = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(classes))
     targets[3::7] = -100

@@ -26,6 +26,7 @@ class Placement(NamedTuple):
     Attributes:
         data: One rank for each part of a step's samples, this one among them.
         copies: The ranks that have the same part of the weights as this one.
+        sharers: Those that share its layers, and have the same of all else.
         stages: Those that have the other layers, and take the same samples.
         gradients: Sums them over the ranks.
         divided: Whether no rank has all weights, so that all have to go through the model equally often.
@@ -34,6 +35,7 @@ class Placement(NamedTuple):
 
     data: World
     copies: World
+    sharers: World
     stages: World
     gradients: GradientSum | ShardedGradients
     divided: bool
@@ -75,22 +77,23 @@ def place(
     layout = world.tell(lambda: _layout(options, world.size, model.config))
     if not layout.is_divided:
         world.spread(model.to(device).parameters())
-        return Placement(world, world, World.alone(), GradientSum(model.parameters(), world), divided=False)
+        alone = World.alone()
+        return Placement(world, world, alone, alone, GradientSum(model.parameters(), world), divided=False)
     world.spread(model.parameters())
     mesh = mesh_of(layout, device.type)
     if layout.stages > 1:
         pipeline = Pipeline(model, options.stages, mesh["stage"].get_group(), device, bf16)
         data, stages = World(mesh["replicate"].get_group()), World(mesh["stage"].get_group())
         gradients = GradientSum(model.to(device).parameters(), data)
-        return Placement(data, data, stages, gradients, divided=True, pipeline=pipeline)
-    data = world
+        return Placement(data, data, World.alone(), stages, gradients, divided=True, pipeline=pipeline)
+    data, sharers = world, World.alone()
     if layout.tensor > 1:
         split(model, mesh["tensor"])
         rows = init_device_mesh(device.type, (world.size // layout.tensor, layout.tensor), mesh_dim_names=("data", "t"))
-        data = World(rows["data"].get_group())
+        data, sharers = World(rows["data"].get_group()), World(mesh["tensor"].get_group())
     shard(model, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"])
     copies = World(mesh["replicate"].get_group()) if layout.replicate > 1 else World.alone()
-    return Placement(data, copies, World.alone(), ShardedGradients(model), divided=True)
+    return Placement(data, copies, sharers, World.alone(), ShardedGradients(model), divided=True)
 
 
 def _layout(options: ParallelOptions, ranks: int, config: Aquila2Config) -> Layout:
