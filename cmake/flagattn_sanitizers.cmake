@@ -5,11 +5,16 @@ set(sanitizer_flags -fsanitize=address,undefined -fno-sanitize-recover=all -fno-
 
 set(sanitized_objects "")
 foreach(level IN LISTS levels)
-  add_library(flagattn_${level}_sanitized OBJECT EXCLUDE_FROM_ALL ${isa_sources})
+  add_library(flagattn_${level}_sanitized OBJECT EXCLUDE_FROM_ALL ${level_sources_${level}})
   target_link_libraries(flagattn_${level}_sanitized PRIVATE flagattn_flags)
   target_compile_options(flagattn_${level}_sanitized PRIVATE ${level_flags_${level}} ${sanitizer_flags})
   list(APPEND sanitized_objects $<TARGET_OBJECTS:flagattn_${level}_sanitized>)
 endforeach()
+
+# The twin of the tiles' instructions reads and writes memory in C++, where the sanitizer sees it.
+if(TARGET flagattn_amx_sanitized)
+  target_include_directories(flagattn_amx_sanitized BEFORE PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/tests/arch/tile_emulation")
+endif()
 
 add_library(flagattn_cpu_sanitized OBJECT EXCLUDE_FROM_ALL ${plain_sources})
 target_link_libraries(flagattn_cpu_sanitized PRIVATE flagattn_flags)

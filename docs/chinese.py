@@ -138,7 +138,7 @@ ENVIRONMENT_ZH = {
     "first call": "首次调用算子时",
     "build": "构建时",
     "import": "导入时",
-    "scalar, avx2, avx512": "scalar、avx2、avx512",
+    "scalar, avx2, avx512, amx": "scalar、avx2、avx512、amx",
     "the best the host has": "本机支持的最高级别",
     "Instruction set of the CPU kernels. A level the host lacks is not used; `python -m flagattn` says so.": (
         "CPU 内核使用的指令集。本机不支持的级别不会被采用，`python -m flagattn` 会说明原因。"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from flagattn import _load
 
-CPU_LEVELS = ("scalar", "avx2", "avx512")
+CPU_LEVELS = ("scalar", "avx2", "avx512", "amx")
 
 # Packages that parts of the project need, and the extra that brings them.
 OPTIONAL_PACKAGES = {
@@ -92,7 +92,7 @@ def build_info() -> BuildInfo:
 
 
 def cpu_level() -> str:
-    """The instruction set that the CPU kernels use: "scalar", "avx2" or "avx512".
+    """The instruction set that the CPU kernels use: "scalar", "avx2", "avx512" or "amx".
 
     It is the best one of the host, or what the environment variable FLAGATTN_CPU_LEVEL asks for, decided at the first
     call of any op. Raises: ImportError where the library is not built. Not differentiable.

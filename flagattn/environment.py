@@ -20,7 +20,7 @@ ENVIRONMENT = (
     EnvironmentVariable(
         "FLAGATTN_CPU_LEVEL",
         "first call",
-        "scalar, avx2, avx512",
+        "scalar, avx2, avx512, amx",
         "the best the host has",
         "Instruction set of the CPU kernels. A level the host lacks is not used; `python -m flagattn` says so.",
     ),

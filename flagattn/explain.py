@@ -23,9 +23,7 @@ import flagattn.norm
 import flagattn.piecewise
 import flagattn.rotary
 import flagattn.sdpa
-from flagattn.build_info import build_info
-
-CPU_LEVELS = ("scalar", "avx2", "avx512")
+from flagattn.build_info import CPU_LEVELS, build_info
 
 _ATTENTION = {
     name: getattr(flagattn.attention, name)

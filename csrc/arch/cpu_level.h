@@ -5,7 +5,12 @@
 
 namespace flagattn {
 
-enum class CpuLevel { kScalar, kAvx2, kAvx512 };
+// kAmx: AVX-512 with its bf16 conversions, and matrix products in tiles (attention and linear; the other ops have no
+// products and run their AVX-512 kernels there).
+enum class CpuLevel { kScalar, kAvx2, kAvx512, kAmx };
+inline constexpr CpuLevel kCpuLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAmx};
+
+constexpr CpuLevel without_tiles(CpuLevel level) { return level == CpuLevel::kAmx ? CpuLevel::kAvx512 : level; }
 
 struct CpuLevelChoice {
   CpuLevel level;

@@ -14,7 +14,9 @@
 //   transpose      a kLanes x kLanes block in registers
 #pragma once
 
-#if defined(__AVX512F__)
+#if defined(__AMX_BF16__)
+#define FLAGATTN_ISA amx
+#elif defined(__AVX512F__)
 #define FLAGATTN_ISA avx512
 #elif defined(__AVX2__)
 #define FLAGATTN_ISA avx2

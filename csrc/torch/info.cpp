@@ -19,7 +19,7 @@ std::tuple<std::string, std::string> cpu_level_and_reason() {
 
 // For tests; false if there is no such level or this host lacks it.
 bool set_cpu_level_by_name(const std::string& name) {
-  for (CpuLevel level : {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512}) {
+  for (CpuLevel level : kCpuLevels) {
     if (name == name_of(level)) return set_cpu_level(level);
   }
   return false;

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from flagattn.build_info import cpu_level
-
-CPU_LEVELS = ("scalar", "avx2", "avx512")
+from flagattn.build_info import CPU_LEVELS, cpu_level
 
 
 def available_cpu_levels() -> tuple[str, ...]:

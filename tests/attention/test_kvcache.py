@@ -12,6 +12,7 @@ from torch import Tensor
 
 import flagattn
 from flagattn import reference
+from flagattn.build_info import CPU_LEVELS
 from flagattn.testing import available_cpu_levels, make_cache, set_cpu_level
 from flagattn.testing.tolerance import assert_close_to_oracle
 
@@ -197,7 +198,7 @@ def test_a_decoded_row_has_the_bits_of_a_prefill(case: Decode, dtype: torch.dtyp
         assert torch.equal(lse[index : index + 1], expected_lse)
 
 
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("level", CPU_LEVELS)
 @pytest.mark.parametrize(
     "name",
     ["three_chunks_mha", "gqa_8", "gqa_5_dims_differ", "three_tokens_mqa", "piecewise_pages", "alibi_tokens_pages"],

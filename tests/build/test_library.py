@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import flagattn
+from flagattn.build_info import CPU_LEVELS
 
 FOLDER = Path(flagattn.__file__).parent
 MEGABYTE = 2**20
@@ -88,7 +89,7 @@ def test_baseline_code_uses_no_avx() -> None:
 
 def test_isa_objects_share_no_inline_function() -> None:
     """Of an inline function that several objects hold the linker keeps one copy; it must not be the AVX-512 one."""
-    for level in ("scalar", "avx2", "avx512"):
+    for level in CPU_LEVELS:
         for path in objects_of(f"flagattn_{level}"):
             lines = run("nm", "-C", "--defined-only", path).splitlines()
             weak = [line.split(maxsplit=2)[2] for line in lines if line.split()[1] in "WVu"]

@@ -11,7 +11,7 @@ namespace flagattn::cpu {
 namespace {
 
 const SwigluKernels& kernels_of(CpuLevel level) {
-  switch (level) {
+  switch (without_tiles(level)) {
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return avx512::swiglu_kernels;

@@ -1,4 +1,4 @@
-// AVX-512 F/DQ/BW/VL: 16 floats, 32 registers. Included by arch/simd.h only.
+// AVX-512 F/DQ/BW/VL: 16 floats, 32 registers; the amx level has them too. Included by arch/simd.h only.
 #pragma once
 
 // GCC 12's own header initialises its "undefined" registers with themselves (GCC bug 105593).
@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-namespace flagattn::avx512 {
+namespace flagattn::FLAGATTN_ISA {
 
 struct Mask {
   __mmask16 lanes;
@@ -209,4 +209,4 @@ FLAGATTN_INLINE void transpose(F32 (&r)[16]) {
   }
 }
 
-}  // namespace flagattn::avx512
+}  // namespace flagattn::FLAGATTN_ISA

@@ -19,6 +19,10 @@ struct Kernels {
 
 Kernels kernels_of(CpuLevel level) {
   switch (level) {
+#if defined(FLAGATTN_HAS_AMX)
+    case CpuLevel::kAmx:
+      return {amx::attention_forward, amx::attention_decode, amx::attention_panel_columns};
+#endif
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return {avx512::attention_forward, avx512::attention_decode, avx512::attention_panel_columns};

@@ -15,6 +15,10 @@ namespace {
 
 const BackwardKernels& kernels_of(CpuLevel level) {
   switch (level) {
+#if defined(FLAGATTN_HAS_AMX)
+    case CpuLevel::kAmx:
+      return amx::backward_kernels;
+#endif
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return avx512::backward_kernels;

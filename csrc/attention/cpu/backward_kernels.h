@@ -45,5 +45,8 @@ extern const BackwardKernels backward_kernels;
 namespace avx512 {
 extern const BackwardKernels backward_kernels;
 }
+namespace amx {
+extern const BackwardKernels backward_kernels;
+}
 
 }  // namespace flagattn

@@ -28,5 +28,10 @@ int64_t attention_panel_columns();
 void attention_bias_gradient(const AttentionBackwardParams& params, const ParallelFor& parallel);
 void attention_column_sums(const AttentionParams& params, const RowsView& sums, const ParallelFor& parallel);
 }  // namespace avx512
+namespace amx {
+void attention_forward(const AttentionParams& params, const ParallelFor& parallel, int64_t least_rows);
+void attention_decode(const AttentionParams& params, const ParallelFor& parallel, int64_t most_rows);
+int64_t attention_panel_columns();
+}  // namespace amx
 
 }  // namespace flagattn

@@ -6,7 +6,7 @@
 namespace flagattn::cpu {
 
 Status run_attention_bias_gradient(const AttentionBackwardParams& params, const ParallelFor& parallel) {
-  switch (cpu_level().level) {
+  switch (without_tiles(cpu_level().level)) {
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       avx512::attention_bias_gradient(params, parallel);
@@ -24,7 +24,7 @@ Status run_attention_bias_gradient(const AttentionBackwardParams& params, const 
 }
 
 Status run_attention_column_sums(const AttentionParams& params, const RowsView& sums, const ParallelFor& parallel) {
-  switch (cpu_level().level) {
+  switch (without_tiles(cpu_level().level)) {
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       avx512::attention_column_sums(params, sums, parallel);

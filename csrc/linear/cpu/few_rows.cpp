@@ -8,6 +8,10 @@ namespace {
 
 const FewRowsKernels& kernels_of(CpuLevel level) {
   switch (level) {
+#if defined(FLAGATTN_HAS_AMX)
+    case CpuLevel::kAmx:
+      return amx::few_rows_kernels;
+#endif
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return avx512::few_rows_kernels;

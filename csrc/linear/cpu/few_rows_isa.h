@@ -29,5 +29,8 @@ extern const FewRowsKernels few_rows_kernels;
 namespace avx512 {
 extern const FewRowsKernels few_rows_kernels;
 }
+namespace amx {
+extern const FewRowsKernels few_rows_kernels;
+}
 
 }  // namespace flagattn

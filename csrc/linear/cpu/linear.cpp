@@ -9,6 +9,10 @@ namespace {
 
 const LinearKernels& kernels_of(CpuLevel level) {
   switch (level) {
+#if defined(FLAGATTN_HAS_AMX)
+    case CpuLevel::kAmx:
+      return amx::linear_kernels;
+#endif
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return avx512::linear_kernels;

@@ -35,5 +35,8 @@ extern const LinearKernels linear_kernels;
 namespace avx512 {
 extern const LinearKernels linear_kernels;
 }
+namespace amx {
+extern const LinearKernels linear_kernels;
+}
 
 }  // namespace flagattn

@@ -30,7 +30,7 @@ void for_each_row(const ParallelFor& parallel, const LossRows& in, Body&& body) 
 }  // namespace
 
 const LossKernels& loss_kernels() {
-  switch (cpu_level().level) {
+  switch (without_tiles(cpu_level().level)) {
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return avx512::loss_kernels;

@@ -15,7 +15,7 @@ constexpr int64_t kRowsPerPartial = 32;
 constexpr int64_t kColumnsPerItem = 512;
 
 const RmsNormKernels& kernels_of(CpuLevel level) {
-  switch (level) {
+  switch (without_tiles(level)) {
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return avx512::rms_norm_kernels;

@@ -51,6 +51,7 @@ EMULATED __m512i loadu_si512(const void* p) {
   return r;
 }
 EMULATED void storeu_ps(void* p, __m512 a) { std::memcpy(p, &a, 64); }
+EMULATED void storeu_si512(void* p, __m512i a) { std::memcpy(p, &a, 64); }
 EMULATED __m512 maskz_loadu_ps(__mmask16 m, const void* p) {
   __m512 r;
   LANES(i) r[i] = bit(m, i) ? static_cast<const float*>(p)[i] : 0.0f;
@@ -252,6 +253,7 @@ EMULATED float reduce_max_ps(__m512 a) {
 #define _mm512_loadu_ps avx512_emulation::loadu_ps
 #define _mm512_loadu_si512 avx512_emulation::loadu_si512
 #define _mm512_storeu_ps avx512_emulation::storeu_ps
+#define _mm512_storeu_si512 avx512_emulation::storeu_si512
 #define _mm512_stream_ps avx512_emulation::storeu_ps
 #define _mm512_maskz_loadu_ps avx512_emulation::maskz_loadu_ps
 #define _mm512_mask_storeu_ps avx512_emulation::mask_storeu_ps

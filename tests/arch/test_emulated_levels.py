@@ -1,4 +1,4 @@
-"""The AVX-512 kernels on a host without AVX-512: op tests against a build over tests/arch/avx512_emulation."""
+"""The AVX-512 and AMX kernels on a host without them: op tests against a build over tests/arch/*_emulation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ import pytest
 import flagattn
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITES = ["tests/attention", "tests/norm", "tests/activation", "tests/rotary", "tests/linear", "tests/loss"]
+TILE_SUITES = ["tests/attention", "tests/linear"]
+SUITES = {
+    "avx512": [*TILE_SUITES, "tests/norm", "tests/activation", "tests/rotary", "tests/loss"],
+    "amx": TILE_SUITES,
+}
 
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    if "avx512" in flagattn.testing.available_cpu_levels():
-        pytest.skip("this host has AVX-512: its own tests cover the level")
+    if "amx" in flagattn.testing.available_cpu_levels():
+        pytest.skip("this host has every level: its own tests cover them")
     if "avx2" not in flagattn.testing.available_cpu_levels():
         pytest.skip("the emulation needs AVX2")
     build = ROOT / "build" / sysconfig.get_platform()
@@ -34,14 +38,16 @@ def library() -> Path:
 
 
 def test_every_intrinsic_is_emulated() -> None:
-    used = set(re.findall(r"\b_mm512_\w+", (ROOT / "csrc" / "arch" / "simd" / "avx512.h").read_text()))
+    sources = [ROOT / "csrc" / "arch" / "simd" / name for name in ("avx512.h", "tiles.h")]
+    used = {name for path in sources for name in re.findall(r"\b_mm512_\w+", path.read_text())}
     emulation = (ROOT / "tests" / "arch" / "avx512_emulation" / "immintrin.h").read_text()
     assert used and used <= set(re.findall(r"#define (_mm512_\w+)", emulation))
 
 
-def test_op_suites_at_the_avx512_level(library: Path) -> None:
+@pytest.mark.parametrize("level", ["avx512", "amx"])
+def test_op_suites(library: Path, level: str) -> None:
     environment = os.environ | {"FLAGATTN_LIBRARY": str(library)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "avx512", *SUITES]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", level, *SUITES[level]]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
     assert " passed" in done.stdout
