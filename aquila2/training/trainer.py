@@ -275,8 +275,9 @@ class Loop:
         total = sum(report.loss for report in reports)
         limit = self.options.optimizer.clip or float("inf")
         mine = math.hypot(*self.placement.stages.gather(total_norm(self.model.parameters())))
-        # One norm for all ranks, whose last bits may differ where their machines do.
-        alert, norm = self.world.tell(lambda: (self._first().judge(total, mine), mine))
+        # One norm for all ranks: that of the rank where something is broken, which the others may not have seen.
+        norm = max(self.world.gather(mine), key=lambda value: (not math.isfinite(value), value))
+        alert = self.world.tell(lambda: self._first().judge(total, norm))
         if alert is not None:
             suspects = self.placement.data.gather(self._suspects(order, places, part, losses, count))
             verdict = self.world.tell(lambda: self._verdict(order, alert, total, norm, suspects))
@@ -322,12 +323,12 @@ class Loop:
             float(loss) * count / max(1, batch.num_targets) for loss, batch in zip(losses, part.batches, strict=True)
         ]
         if not means:
-            return Suspects(-math.inf, [])
+            return Suspects(self.world.rank, -math.inf, [])
         worst = max(range(len(means)), key=lambda i: (not math.isfinite(means[i]), means[i]))
         micro = self.options.batch.micro
         rows = places[worst * micro : (worst + 1) * micro]
         documents = self.stream.documents(order.draws, rows)
-        return Suspects(means[worst], [f"{domain}/{entry.id}" for domain, entry in documents])
+        return Suspects(self.world.rank, means[worst], [f"{domain}/{entry.id}" for domain, entry in documents])
 
     def _stop(self, reason: str) -> None:
         """Saves what stands before the step that ends the run."""

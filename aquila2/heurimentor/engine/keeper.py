@@ -75,8 +75,9 @@ class Order:
 
 
 class Suspects(NamedTuple):
-    """What a rank has to say about a step: the mean loss of its worst batch, and the documents in that."""
+    """What a rank, of those that have other samples, says of a step: its worst batch's mean loss and documents."""
 
+    rank: int
     loss: float
     documents: list[str]
 
@@ -199,8 +200,8 @@ class Keeper:
         A step that is not applied is entered as a decision to skip its samples, so that a continued run skips them too.
         """
         worst = _worst(ranks)
-        documents = ", ".join(ranks[worst].documents[:MOST_DOCUMENTS])
-        self._tell(order.step, alert, rank=worst, documents=ranks[worst].documents)
+        documents = ", ".join(worst.documents[:MOST_DOCUMENTS])
+        self._tell(order.step, alert, rank=worst.rank, documents=worst.documents)
         policy = getattr(self.options.monitor, alert.kind)
         if policy == "warn":
             return Verdict(True)
@@ -218,7 +219,7 @@ class Keeper:
         return Verdict(
             False,
             stop=f"step {order.step} has the gradient norm {norm} and the loss {loss}{again}, so the run stops there "
-            f"with nothing of that step applied or saved; rank {worst} fares worst, with the documents "
+            f"with nothing of that step applied or saved; rank {worst.rank} fares worst, with the documents "
             f"{documents or 'unknown'}; try a smaller optimizer.lr in another run.folder",
         )
 
@@ -255,8 +256,7 @@ class Keeper:
             f"{alert.sentence}; the run goes back from step {order.step} to step {step} and skips {count} samples"
         )
         worst = _worst(ranks)
-        told = Alert("rewind", alert.subject, sentence)
-        self._tell(step, told, rank=worst, documents=ranks[worst].documents)
+        self._tell(step, Alert("rewind", alert.subject, sentence), rank=worst.rank, documents=worst.documents)
         return self.lineage.samples
 
     def commit(self, order: Order, digest: int, values: Mapping[str, float], busy: Sequence[float]) -> int:
@@ -335,9 +335,9 @@ class Keeper:
         self.book.close()
 
 
-def _worst(ranks: Sequence[Suspects]) -> int:
+def _worst(ranks: Sequence[Suspects]) -> Suspects:
     """The rank whose batch fared worst; one that is not finite comes first."""
-    return max(range(len(ranks)), key=lambda rank: (not math.isfinite(ranks[rank].loss), ranks[rank].loss))
+    return max(ranks, key=lambda suspects: (not math.isfinite(suspects.loss), suspects.loss))
 
 
 def _has_recipe(folder: Path, options: Options) -> bool:
