@@ -133,6 +133,16 @@ class DecoderLayer(nn.Module):
         return self.mlp(x), residual
 
 
+def reset_module(module: nn.Module, config: Aquila2Config) -> None:
+    """Sets the module's own weights to a new model's; one that has none of these is left as it is."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, RMSNorm):
+        nn.init.constant_(module.weight, config.norm_init)
+
+
 class Aquila2Model(nn.Module):
     """The decoder without its output head."""
 
@@ -176,12 +186,7 @@ class Aquila2ForCausalLM(nn.Module):
     def reset_parameters(self) -> None:
         """Draws all matrices from N(0, initializer_range), sets norm gains to norm_init and biases to zero."""
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=self.config.initializer_range)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, RMSNorm):
-                nn.init.constant_(module.weight, self.config.norm_init)
+            reset_module(module, self.config)
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Keeps only the layers' inputs in training and recomputes the rest in the backward pass."""

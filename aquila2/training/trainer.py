@@ -131,9 +131,8 @@ def train(options: Options) -> Result:
         config = options.model_config(
             len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         )
-        model = Aquila2ForCausalLM(config).train()
-        model.set_activation_checkpointing(options.train.activation_checkpointing)
-        placement = place(model, options.parallel, world, device, options.train.precision == "bf16")
+        model, placement = place(config, options.parallel, world, device, options.train.precision == "bf16")
+        model.train().set_activation_checkpointing(options.train.activation_checkpointing)
         return Loop(options, model, tokenizer, device, world, placement).run()
 
 

@@ -15,6 +15,7 @@ from aquila2.model import IGNORE_INDEX, Aquila2ForCausalLM
 from aquila2.parallel.mesh import Layout, layout_for, mesh_of
 from aquila2.parallel.pipeline import MicroBatch, Pipeline, check_stages
 from aquila2.parallel.shard import ShardedGradients, shard
+from aquila2.parallel.start import materialize
 from aquila2.parallel.tensor import check_tensor, split
 from aquila2.training.data import Batch
 from aquila2.training.options import ParallelOptions
@@ -59,12 +60,12 @@ class Placement(NamedTuple):
 
 
 def place(
-    model: Aquila2ForCausalLM, options: ParallelOptions, world: World, device: torch.device, bf16: bool = False
-) -> Placement:
-    """Gives all ranks the first one's weights, and leaves each the part that it has to have.
+    config: Aquila2Config, options: ParallelOptions, world: World, device: torch.device, bf16: bool = False
+) -> tuple[Aquila2ForCausalLM, Placement]:
+    """A new model with the first rank's weights on all ranks, each of which has the part that it has to have.
 
     Args:
-        model: Whole; changed in place, and moved to the device.
+        config: The model's.
         options: How it is divided.
         world: All ranks of the run.
         device: Of this rank.
@@ -74,26 +75,34 @@ def place(
         ValueError: The options do not fit the ranks.
         OtherRankFailed: The same, on the other ranks than the first.
     """
-    layout = world.tell(lambda: _layout(options, world.size, model.config))
+    layout = world.tell(lambda: _layout(options, world.size, config))
     if not layout.is_divided:
-        world.spread(model.to(device).parameters())
+        model = Aquila2ForCausalLM(config).to(device)
+        world.spread(model.parameters())
         alone = World.alone()
-        return Placement(world, world, alone, alone, GradientSum(model.parameters(), world), divided=False)
-    world.spread(model.parameters())
+        return model, Placement(world, world, alone, alone, GradientSum(model.parameters(), world), divided=False)
+    with torch.device("meta"):
+        model = Aquila2ForCausalLM(config)
     mesh = mesh_of(layout, device.type)
+    pipeline = None
     if layout.stages > 1:
         pipeline = Pipeline(model, options.stages, mesh["stage"].get_group(), device, bf16)
+    else:
+        if layout.tensor > 1:
+            split(model, mesh["tensor"])
+        shard(model, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"])
+    materialize(model, device, world.is_first, world.spread)
+    torch.set_rng_state(world.tell(torch.get_rng_state))  # only one has drawn
+    if pipeline is not None:
         data, stages = World(mesh["replicate"].get_group()), World(mesh["stage"].get_group())
-        gradients = GradientSum(model.to(device).parameters(), data)
-        return Placement(data, data, World.alone(), stages, gradients, divided=True, pipeline=pipeline)
+        gradients = GradientSum(model.parameters(), data)
+        return model, Placement(data, data, World.alone(), stages, gradients, divided=True, pipeline=pipeline)
     data, sharers = world, World.alone()
     if layout.tensor > 1:
-        split(model, mesh["tensor"])
         rows = init_device_mesh(device.type, (world.size // layout.tensor, layout.tensor), mesh_dim_names=("data", "t"))
         data, sharers = World(rows["data"].get_group()), World(mesh["tensor"].get_group())
-    shard(model, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"])
     copies = World(mesh["replicate"].get_group()) if layout.replicate > 1 else World.alone()
-    return Placement(data, copies, sharers, World.alone(), ShardedGradients(model), divided=True)
+    return model, Placement(data, copies, sharers, World.alone(), ShardedGradients(model), divided=True)
 
 
 def _layout(options: ParallelOptions, ranks: int, config: Aquila2Config) -> Layout:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from aquila2 import Aquila2Config, Aquila2ForCausalLM
+from aquila2 import Aquila2Config
 from aquila2.heurimentor.data.stream import Part
 from aquila2.heurimentor.engine.placement import place
 from aquila2.heurimentor.engine.world import World
@@ -39,14 +39,16 @@ def save_gradients(
 
     def work(rank: int) -> None:
         torch.manual_seed(rank)  # other weights on every rank: those of the first count
-        model = Aquila2ForCausalLM(Aquila2Config.named("tiny", vocab_size=304, **config)).train()
-        model.set_activation_checkpointing(recompute)
+        model, placement = place(
+            Aquila2Config.named("tiny", vocab_size=304, **config), options, World(), torch.device("cpu")
+        )
+        model.train().set_activation_checkpointing(recompute)
+        weights = {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
         torch.manual_seed(0)
         ids = torch.randint(304, (rows, LENGTH + 1))
         targets = ids[:, 1:].clone()
         for row in range(rows):
             targets[row, : 2 * row] = -100  # rows count differently
-        placement = place(model, options, World(), torch.device("cpu"))
         bounds = torch.tensor([0, LENGTH], dtype=torch.int32)
         for _ in range(2):  # the second time must not find anything of the first
             model.zero_grad()
@@ -70,20 +72,24 @@ def save_gradients(
         gradients = {n: whole(p.grad).clone() for n, p in model.named_parameters() if p.grad is not None}
         held = sum(local(parameter).numel() for parameter in model.parameters())
         clip(model.parameters(), norm / 2, norm)
-        torch.save((gradients, norm, norm_of_all(), held), f"{path}-{rank}.pt")
+        torch.save((weights, gradients, norm, norm_of_all(), held), f"{path}-{rank}.pt")
 
     ranks = len(shares) * options.tensor * max(1, len(options.stages))
     assert fork_ranks(ranks, work) == [0] * ranks
 
 
 def compare_gradients(path: Path, alone: Path, ranks: int) -> float:
-    """Compares what all ranks have saved with what one alone has; returns the copies of weights that they have."""
-    expected, norm, _, size = torch.load(f"{alone}-0.pt")
+    """Compares what all ranks have saved with what one alone has; returns the copies of weights that they have.
+
+    First weights have the same bits, gradients the same values.
+    """
+    first, expected, norm, _, size = torch.load(f"{alone}-0.pt")
     held = 0
     seen: set[str] = set()
     for rank in range(ranks):
-        gradients, found, clipped, mine = torch.load(f"{path}-{rank}.pt")
+        weights, gradients, found, clipped, mine = torch.load(f"{path}-{rank}.pt")
         seen |= set(gradients)
+        assert all(torch.equal(weight, first[name]) for name, weight in weights.items())
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, expected[name], rtol=2e-5, atol=2e-7)
         assert found == pytest.approx(norm, rel=1e-5)
