@@ -6,7 +6,8 @@ is the residual stream alone; ids, targets and bounds of documents are known to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from aquila2.config import Aquila2Config
 from aquila2.context import AttentionContext, context_of
-from aquila2.model import Aquila2ForCausalLM
+from aquila2.model import Aquila2ForCausalLM, Observer
 
 
 class MicroBatch:
@@ -102,6 +103,7 @@ class Pipeline:
         """The last schedule, if it was for as many batches of the same shape: each has buffers for all of them."""
         if self._kept is None or self._kept[0] != sizes:
             stage = PipelineStage(self._stage, self._stage.rank, self._count, self._device, group=self._group)
+            self._stage.only_shapes = True
             self._kept = sizes, Schedule1F1B(stage, sizes[0], loss_fn=lambda loss, _: loss.sum(), scale_grads=False)
         return self._kept[1]
 
@@ -130,6 +132,7 @@ class _Stage(nn.Module):
         ends = list(accumulate(layers))
         self.model, self.rank, self.is_last = model, rank, rank == len(layers) - 1
         self.batches: list[MicroBatch] = []
+        self.only_shapes = False  # whether the next pass only tells torch shapes, and its stream has no values
         self._bf16, self._device = bf16, device
         self._whole_loss = model.loss
         for number in range(len(model.model.layers)):
@@ -146,7 +149,11 @@ class _Stage(nn.Module):
         """The pass of a micro-batch, by its number in `batches`."""
         batch = self.batches[int(number)]
         bounds: dict[str, Any] = {"cu_seqlens": batch.cu_seqlens, "max_seqlen": batch.input_ids.shape[1]}
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16))
+            if self.only_shapes:
+                stack.enter_context(_unobserved(self.model))
+            self.only_shapes = False
             out = self.run(*stream, input_ids=batch.input_ids, targets=batch.targets, **bounds)
         return (out * batch.weight).reshape(1) if self.is_last else out
 
@@ -164,15 +171,34 @@ class _Stage(nn.Module):
         return hidden
 
 
+@contextmanager
+def _unobserved(model: Aquila2ForCausalLM) -> Iterator[None]:
+    attentions: list[Any] = [layer.self_attn for layer in model.model.layers]
+    before = [attention.observer for attention in attentions]
+    for attention in attentions:
+        attention.observer = None
+    try:
+        yield
+    finally:
+        for attention, observer in zip(attentions, before, strict=True):
+            attention.observer = observer
+
+
 class _Elsewhere(nn.Module):
     """In the place of a layer that another stage has."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.self_attn = nn.Identity()  # may be observed, and is never called
+        self.self_attn = _Unseen()
 
     def forward(self, x: Tensor, residual: Tensor | None, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         return x, residual
+
+
+class _Unseen(nn.Module):
+    """In the place of that layer's attention: may be observed, and is never called."""
+
+    observer: Observer | None = None
 
 
 class _Entry(nn.Module):

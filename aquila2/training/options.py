@@ -155,6 +155,7 @@ class MonitorOptions:
 
     window: int = 64  # steps that a step is compared with
     sigmas: float = 6.0  # robust standard deviations from which on a loss or gradient norm is a spike
+    score_rows: int = 1  # rows of each rank whose largest attention scores every step's record has; 0: none
     # What is done about a step: warn; skip: it is not applied, and its samples count as skipped; rewind: the run goes
     # back to the newest checkpoint, and all samples from there to the step's end are skipped; or stop.
     spike: str = "warn"
@@ -238,6 +239,7 @@ class Options:
                     ("run.save_every", self.run.save_every),
                     ("run.save_minutes", self.run.save_minutes),
                     ("run.eval_every", self.run.eval_every),
+                    ("monitor.score_rows", self.monitor.score_rows),
                     ("probe.every", self.probe.every),
                     ("probe.limit", self.probe.limit),
                 )

@@ -25,8 +25,9 @@ from aquila2.heurimentor.ledger.chain import scan
 from aquila2.heurimentor.ledger.lineage import Lineage
 from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.monitor import Alert
+from aquila2.heurimentor.monitor.scores import StepScores, largest_of, largest_scores
 from aquila2.heurimentor.monitor.speed import Speed
-from aquila2.heurimentor.monitor.weights import largest_scores, weight_moments
+from aquila2.heurimentor.monitor.weights import weight_moments
 from aquila2.heurimentor.probes.prompts import questions
 from aquila2.heurimentor.probes.scoring import make_probes, run_probes
 from aquila2.heurimentor.probes.tasks import read_tasks
@@ -159,6 +160,7 @@ class Loop:
         self.optimizer = make_adamw(model, options.optimizer)
         self.placement = placement
         self.loss = torch.compile(model.loss, fullgraph=True, dynamic=True) if options.train.compile else model.loss
+        self.scores = StepScores(model, 0 if options.train.compile else options.monitor.score_rows)
         self.bf16 = options.train.precision == "bf16"
         self.stream = BatchStream(self.folder, options.data.seq_len, tokenizer_id(tokenizer))
         self.heldout = heldout_batches(self.folder / "data", options.data, options.batch.micro)
@@ -240,11 +242,12 @@ class Loop:
         if applied is None:  # its samples are skipped
             bar.n = self.progress.samples
             return {}
-        reports, loss, norm = applied
+        reports, loss, norm, scores = applied
         tokens = order.count * self.options.data.seq_len
         busy = [report.busy for report in reports]
         speed = self.speed.values(tokens, self.clock() - started, busy)
         values = {"loss": loss, "lr": order.rate, "grad_norm": norm, "samples": order.end, **speed}
+        values.update({f"max_logit_layer_{layer}": score for layer, score in scores.items()})
         values["data_wait"] = max(report.wait for report in reports)
         digest = sum(report.digest for report in reports)
         self.progress.samples = self.world.tell(lambda: self._first().commit(order, digest, values, busy))
@@ -258,14 +261,15 @@ class Loop:
 
     def _update(
         self, order: Order, places: range, part: Part, waited: float
-    ) -> tuple[list[RankReport], float, float] | None:
+    ) -> tuple[list[RankReport], float, float, dict[int, float]] | None:
         """Gradients of all micro-batches on all ranks, weighted by their targets, clipped, and applied.
 
-        Returns what every rank reports, the loss and the norm of the gradient; None where the monitor has the step
-        skipped, or the run go back.
+        Returns what every rank reports, the loss, the norm of the gradient and the layers' largest attention scores;
+        None where the monitor has the step skipped, or the run go back.
         """
         started = self.clock()
         count = max(1, self.placement.data.sum(sum(batch.num_targets for batch in part.batches)))
+        self.scores.begin(part.batches)
         losses = self._passes(part, count)
         mean = float(sum(losses, start=torch.zeros((), device=self.device)))
         busy = self.clock() - started
@@ -275,7 +279,8 @@ class Loop:
         limit = self.options.optimizer.clip or float("inf")
         mine = math.hypot(*self.placement.stages.gather(total_norm(self.model.parameters())))
         # One norm for all ranks: that of the rank where something is broken, which the others may not have seen.
-        norm = max(self.world.gather(mine), key=lambda value: (not math.isfinite(value), value))
+        norms, scores = zip(*self.world.gather((mine, self.scores.take())), strict=True)
+        norm = max(norms, key=lambda value: (not math.isfinite(value), value))
         alert = self.world.tell(lambda: self._first().judge(total, norm))
         if alert is not None:
             suspects = self.placement.data.gather(self._suspects(order, places, part, losses, count))
@@ -295,7 +300,7 @@ class Loop:
             group["lr"] = order.rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return reports, total, norm
+        return reports, total, norm, largest_of(scores)
 
     def _passes(self, part: Part, count: int) -> list[torch.Tensor]:
         """Forward and backward passes of all micro-batches; returns what each adds to the mean loss."""
@@ -401,8 +406,7 @@ class Loop:
         """A look at weights, and at attention over the first held-out batch of every domain."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             firsts = [several[0].to(self.device) for several in self.heldout.values() if several]
-            parts = self.world.gather(largest_scores(self.model, firsts))  # of the heads that each rank has
-        scores = {layer: max(part[layer] for part in parts) for layer in parts[0]}
+            scores = largest_of(self.world.gather(largest_scores(self.model, firsts)))
         stages = self.placement.stages.gather(weight_moments(self.model))
         moments = {kind: [pair for stage in stages for pair in stage[kind]] for kind in stages[0]}
         self.world.tell(lambda: self._first().inside(self.progress.step, self.progress.tokens, moments, scores))

@@ -1,4 +1,4 @@
-"""What weights and attention look like from inside: spread per kind and layer, its trajectory, the largest scores.
+"""What weights look like from inside: their spread per kind and layer, and its trajectory.
 
 A trajectory compares two moments of a run: for every kind of weight the standard deviations of its layers are a curve
 over the layers, and the Fréchet distance of two such curves, per thousand million tokens between them, says how fast
@@ -8,16 +8,12 @@ that kind still moves (Aquila2 technical report, 2024, section 7).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.parallel.values import whole
-from aquila2.training.data import Batch
 
 KINDS = {
     "q": "self_attn.q_proj.weight",
@@ -30,7 +26,6 @@ KINDS = {
     "input_norm": "input_layernorm.weight",
     "post_norm": "post_attention_layernorm.weight",
 }
-QUERY_BLOCK = 256
 BILLION = 1e9
 
 
@@ -86,57 +81,3 @@ def trajectory(
         tokens: Trained in between, at least 1.
     """
     return {kind: frechet(before[kind], after[kind]) * BILLION / tokens for kind in after if kind in before}
-
-
-def sampled_layers(layers: int) -> list[int]:
-    """The first, the middle and the last layer."""
-    return sorted({0, layers // 2, layers - 1})
-
-
-@torch.no_grad()
-def largest_scores(model: Aquila2ForCausalLM, batches: Iterable[Batch]) -> dict[int, float]:
-    """The largest attention score before the softmax that tokens of `batches` have in the sampled layers.
-
-    The kernels keep row maxima to themselves, so queries and keys of these layers are multiplied once more: an exact
-    maximum, over few rows. Growing scores come before a divergence that a too large learning rate makes.
-    """
-    attentions: list[Any] = [layer.self_attn for layer in model.model.layers]
-    largest = dict.fromkeys(sampled_layers(len(attentions)), -math.inf)
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            bounds = batch.cu_seqlens.tolist()
-
-            def look(layer: int, q: Tensor, k: Tensor, bounds: list[int] = bounds) -> None:
-                largest[layer] = max(largest[layer], _largest_score(q.flatten(0, 1), k.flatten(0, 1), bounds))
-
-            for layer in largest:
-                attentions[layer].observer = look
-            model.loss(batch.input_ids, batch.targets, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen)
-    finally:
-        for layer in largest:
-            attentions[layer].observer = None
-        model.train(was_training)
-    return largest
-
-
-def _largest_score(q: Tensor, k: Tensor, bounds: Sequence[int]) -> float:
-    """The largest q.k / sqrt(D) under the causal mask of each document.
-
-    Args:
-        q: (T, Hq, D).
-        k: (T, Hk, D).
-        bounds: Where documents begin, and the end of the last.
-    """
-    group = q.shape[1] // k.shape[1]
-    largest = -math.inf
-    for start, end in pairwise(bounds):
-        keys = k[start:end].float().permute(1, 2, 0)  # (Hk, D, s)
-        for first in range(start, end, QUERY_BLOCK):
-            last = min(first + QUERY_BLOCK, end)
-            queries = q[first:last].float().unflatten(1, (-1, group)).permute(1, 2, 0, 3)  # (Hk, G, b, D)
-            scores = queries @ keys[:, None, :, : last - start]  # (Hk, G, b, keys)
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1 + first - start)
-            largest = max(largest, float(scores.masked_fill_(later, -math.inf).max()))
-    return largest / math.sqrt(q.shape[-1])

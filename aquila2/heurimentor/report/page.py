@@ -148,8 +148,8 @@ def charts_of(view: RunView) -> list[Chart]:
         one("skew", "Rank skew", "slowest rank over the median", {"skew": "skew"}),
         one("memory", "Memory", "bytes, largest so far", {"memory": "first rank"}, from_zero=True),
         Chart(
-            "scores", "Largest attention score", "q.k / sqrt(D), before the softmax", view.series("attention"),
-            "exact, on the first held-out batch of every domain", marks, x_end=end,
+            "scores", "Largest attention score", "q.k / sqrt(D), before the softmax", _scores(view),
+            "exact; each step: of its first rows; held out: of every domain's first batch", marks, x_end=end,
         ),
         Chart(
             "weights", "Spread of the weights", "standard deviation", view.series("weights", "_std"), "", marks,
@@ -160,6 +160,17 @@ def charts_of(view: RunView) -> list[Chart]:
             "of each kind's standard deviations over the layers, between two measurements", marks, log=True, x_end=end,
         ),
     ]  # fmt: skip
+
+
+def _scores(view: RunView) -> list[Series]:
+    """Of each sampled layer what the steps had, and in the same colour what held-out batches had."""
+    held = view.series("attention")
+    found = []
+    for colour, curve in enumerate(held):
+        steps = view.curve(f"max_logit_{curve.name.replace(' ', '_')}")
+        found += [Series(f"{curve.name}, each step", steps, "faint", colour=colour)] if steps else []
+        found.append(Series(f"{curve.name}, held out" if steps else curve.name, curve.points, "dots", colour=colour))
+    return found
 
 
 def _probes(view: RunView) -> list[Series]:

@@ -10,6 +10,7 @@ import pytest
 
 from aquila2.heurimentor.ledger.audit import audit
 from aquila2.training import trainer
+from aquila2.training.metrics import read_metrics
 from aquila2.training.options import Options, dump_options, load_options
 from tests.aquila2.heurimentor.engine.fork_ranks import fork_ranks
 from tests.aquila2.heurimentor.runs import losses_of, options_for, rows_of, run_python, write_texts
@@ -63,4 +64,9 @@ def same_run(folder: Path, *turns: str, layers: int = 2) -> tuple[Path, Path, st
     for (_, loss, norm), (_, other, other_norm) in zip(expected, found, strict=True):
         assert other == pytest.approx(loss, rel=1e-3)
         assert other_norm == pytest.approx(norm, rel=2e-2)
+    seen, more = ([r for r in read_metrics(place) if r["kind"] == "train"] for place in (alone, run))
+    for one, several in zip(seen, more, strict=True):  # each rank looks at a row of its own
+        assert one.keys() == several.keys()
+        for key in (key for key in one if key.startswith("max_logit")):
+            assert several[key] >= one[key] - 0.02 * abs(one[key])
     return run, alone, said

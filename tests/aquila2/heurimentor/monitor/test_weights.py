@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aquila2 import Aquila2Config, Aquila2ForCausalLM
+from aquila2 import Aquila2ForCausalLM
 from aquila2.heurimentor.monitor import weights
 from aquila2.heurimentor.monitor.speed import llama2_speed
-from aquila2.heurimentor.monitor.weights import frechet, largest_scores, pooled, trajectory, weight_moments
+from aquila2.heurimentor.monitor.weights import frechet, pooled, trajectory, weight_moments
 from aquila2.training import trainer
-from aquila2.training.data import Batch
 from aquila2.training.metrics import read_metrics
 from tests.aquila2.heurimentor.runs import options_for, write_texts
 
@@ -51,32 +50,6 @@ def test_moments_of_the_nine_kinds(tiny_model: Aquila2ForCausalLM) -> None:
         assert len(found[kind]) == len(tiny_model.model.layers)
         expected = (stacked.mean().item(), stacked.std(correction=0).item())
         assert pooled(found[kind]) == pytest.approx(expected, rel=1e-5, abs=1e-8)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_largest_scores_are_those_of_the_masked_products(kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "QUERY_BLOCK", 5)
-    config = Aquila2Config.named("tiny", vocab_size=304, num_key_value_heads=kv_heads, num_hidden_layers=4)
-    model = Aquila2ForCausalLM(config.replace(initializer_range=0.3)).train()
-    ids = torch.randint(0, 300, (2, 16))
-    bounds = torch.tensor([0, 7, 16, 17, 32], dtype=torch.int32)
-    batch = Batch(ids, ids.roll(-1, 1), bounds, 16, ["a", "a"])
-    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for layer in model.model.layers:
-        layer.self_attn.observer = lambda number, q, k: seen.update({number: (q, k)})
-    model.loss(batch.input_ids, batch.targets, cu_seqlens=bounds, max_seqlen=16)
-    for layer in model.model.layers:
-        layer.self_attn.observer = None
-    found = largest_scores(model, [batch])
-    assert list(found) == [0, 2, 3] and model.training
-    for number, largest in found.items():
-        q, k = (part.detach().flatten(0, 1).double() for part in seen[number])
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        scores = torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(config.head_dim)
-        document = torch.bucketize(torch.arange(32), bounds, right=True)
-        allowed = (document[:, None] == document[None]) & torch.ones(32, 32).tril().bool()
-        assert largest == pytest.approx(scores[:, allowed].max().item(), rel=1e-5)
-    assert all(layer.self_attn.observer is None for layer in model.model.layers)
 
 
 def test_a_run_writes_them_at_every_measurement(tmp_path: Path) -> None:
