@@ -22,8 +22,13 @@ T = TypeVar("T")
 NAME = re.compile(r"\w[\w.-]*")
 RESERVED = ("all", "kind", "step", "crc32")
 ENDINGS = (".tmp", ".deleted", ".aside", ".faulty")
-# What the monitor finds in steps that are taken.
-FINDINGS = ("divergence", "plateau", "stuck", "overfit", "straggler", "data_stall", "no_better")
+# What may be done about a finding of the monitor. Going back helps only against what steps have done to the weights.
+POLICIES = {
+    "spike": ("warn", "skip", "rewind", "stop"),
+    "not_finite": ("skip", "rewind", "stop"),
+    "divergence": ("warn", "rewind", "stop"),
+    **dict.fromkeys(("plateau", "stuck", "overfit", "straggler", "data_stall", "no_better"), ("warn", "stop")),
+}
 # These change how a step is computed, and nothing about it but its rounding, so that a run may go on on other machines.
 OF_THE_MACHINE = ("batch.micro", "train.device", "train.activation_checkpointing", "train.compile", "train.shares")
 
@@ -156,11 +161,17 @@ class MonitorOptions:
     window: int = 64  # steps that a step is compared with
     sigmas: float = 6.0  # robust standard deviations from which on a loss or gradient norm is a spike
     score_rows: int = 1  # rows of each rank whose largest attention scores every step's record has; 0: none
-    # What is done about a step: warn; skip: it is not applied, and its samples count as skipped; rewind: the run goes
-    # back to the newest checkpoint, and all samples from there to the step's end are skipped; or stop.
-    spike: str = "warn"
-    not_finite: str = "stop"  # skip, rewind or stop
-    stop_on: list[str] = field(default_factory=list)  # other findings at which the run saves and ends, as if asked to
+    # What is done about a finding: warn; stop: the run saves and ends; rewind: it goes back to the newest checkpoint
+    # from before, and all samples from there on are skipped; about a step also skip: it is not applied.
+    spike: str = "warn"  # or skip, rewind, stop
+    not_finite: str = "stop"  # or skip, rewind
+    divergence: str = "warn"  # or rewind, stop
+    plateau: str = "warn"  # or stop, like all below
+    stuck: str = "warn"
+    overfit: str = "warn"
+    straggler: str = "warn"
+    data_stall: str = "warn"
+    no_better: str = "warn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,17 +297,13 @@ class Options:
             (self.parallel.tensor > 0, f"parallel.tensor must be at least 1, got {self.parallel.tensor}"),
             (self.monitor.window >= 16, f"monitor.window must be at least 16, got {self.monitor.window}"),
             (self.monitor.sigmas > 0, f"monitor.sigmas must be positive, got {self.monitor.sigmas}"),
-            (
-                self.monitor.spike in ("warn", "skip", "rewind", "stop"),
-                f"monitor.spike must be warn, skip, rewind or stop, got {self.monitor.spike!r}",
-            ),
-            (
-                self.monitor.not_finite in ("skip", "rewind", "stop"),
-                f"monitor.not_finite must be skip, rewind or stop, got {self.monitor.not_finite!r}",
-            ),
-            (
-                set(self.monitor.stop_on) <= set(FINDINGS),
-                f"monitor.stop_on must list some of {', '.join(FINDINGS)}, got {self.monitor.stop_on}",
+            *(
+                (
+                    getattr(self.monitor, finding) in allowed,
+                    f"monitor.{finding} must be {', '.join(allowed[:-1])} or {allowed[-1]}, "
+                    f"got {getattr(self.monitor, finding)!r}",
+                )
+                for finding, allowed in POLICIES.items()
             ),
             (self.run.timeout_minutes > 0, f"run.timeout_minutes must be positive, got {self.run.timeout_minutes}"),
             (self.run.save in ("async", "sync"), f"run.save must be async or sync, got {self.run.save!r}"),

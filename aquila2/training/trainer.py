@@ -250,11 +250,16 @@ class Loop:
         values.update({f"max_logit_layer_{layer}": score for layer, score in scores.items()})
         values["data_wait"] = max(report.wait for report in reports)
         digest = sum(report.digest for report in reports)
-        self.progress.samples = self.world.tell(lambda: self._first().commit(order, digest, values, busy))
+        self.progress.samples, undone_by = self.world.tell(lambda: self._first().commit(order, digest, values, busy))
         self.progress.step = order.step
         self.progress.tokens += tokens
         bar.update(order.count)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
+        if undone_by is not None and self._go_back(
+            self.world.tell(lambda: self._calm(undone_by)), order, undone_by, []
+        ):
+            bar.n = self.progress.samples
+            return {}
         if self._due(self.options.probe.every):
             self._probe()
         return self._measure() if self._due(self.options.run.eval_every) else {}
@@ -290,10 +295,7 @@ class Loop:
                 if verdict.stop is not None:
                     self._stop(verdict.stop)
                 self.progress.samples = order.end
-                if verdict.checkpoint is not None:
-                    self._resume(verdict.checkpoint)
-                    back = verdict.checkpoint
-                    self.progress.samples = self.world.tell(lambda: self._first().go_back(back, order, alert, suspects))
+                self._go_back(verdict.checkpoint, order, alert, suspects)
                 return None
         clip(self.model.parameters(), limit, norm)
         for group in self.optimizer.param_groups:
@@ -333,6 +335,18 @@ class Loop:
         rows = places[worst * micro : (worst + 1) * micro]
         documents = self.stream.documents(order.draws, rows)
         return Suspects(self.world.rank, means[worst], [f"{domain}/{entry.id}" for domain, entry in documents])
+
+    def _go_back(self, to: Path | None, order: Order, alert: Alert, suspects: list[Suspects]) -> bool:
+        """Undoes the steps since a checkpoint, if there is one; whether it has."""
+        if to is not None:
+            self._resume(to)
+            self.progress.samples = self.world.tell(lambda: self._first().go_back(to, order, alert, suspects))
+        return to is not None
+
+    def _calm(self, alert: Alert) -> Path | None:
+        """Where to go back to because of a finding; that may be being written."""
+        self._saver().wait()
+        return self._first().calm_checkpoint(alert)
 
     def _stop(self, reason: str) -> None:
         """Saves what stands before the step that ends the run."""

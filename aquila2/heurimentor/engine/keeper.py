@@ -22,7 +22,14 @@ from aquila2.heurimentor.mentor.decisions import Decision, config_decisions
 from aquila2.heurimentor.monitor.intervals import Estimate
 from aquila2.heurimentor.monitor.monitor import Alert, Monitor
 from aquila2.heurimentor.monitor.weights import pooled, trajectory
-from aquila2.training.checkpoints import checkpoint_to_continue, head_of, state_of, step_of
+from aquila2.training.checkpoints import (
+    checkpoint_fault,
+    checkpoint_to_continue,
+    head_of,
+    list_checkpoints,
+    state_of,
+    step_of,
+)
 from aquila2.training.data import segment_folder
 from aquila2.training.metrics import MetricsLog, read_metrics
 from aquila2.training.options import Options
@@ -88,6 +95,13 @@ class Verdict(NamedTuple):
     applies: bool
     checkpoint: Path | None = None
     stop: str | None = None
+
+
+class Committed(NamedTuple):
+    """A step that was entered: the next free sample, and what the run is to go back for, if anything."""
+
+    samples: int
+    undone_by: Alert | None
 
 
 class Stop(NamedTuple):
@@ -255,23 +269,42 @@ class Keeper:
         sentence = (
             f"{alert.sentence}; the run goes back from step {order.step} to step {step} and skips {count} samples"
         )
-        worst = _worst(ranks)
-        self._tell(step, Alert("rewind", alert.subject, sentence), rank=worst.rank, documents=worst.documents)
+        more = {"rank": _worst(ranks).rank, "documents": _worst(ranks).documents} if ranks else {}
+        self._tell(step, Alert("rewind", alert.subject, sentence), **more)
         return self.lineage.samples
 
-    def commit(self, order: Order, digest: int, values: Mapping[str, float], busy: Sequence[float]) -> int:
-        """Enters that all ranks have taken the step, in the ledger and in the metrics; returns the next free sample."""
+    def calm_checkpoint(self, alert: Alert) -> Path | None:
+        """The newest whole checkpoint from before the loss began to rise; newer ones are set aside.
+
+        Where there is none, or the run came back to it too often, it saves and ends.
+        """
+        calm = self.lineage.step - self.monitor.risen_for()
+        folder = self.folder / "checkpoints"
+        older = [path for path in list_checkpoints(folder) if step_of(path) <= calm]
+        chosen = next((path for path in older if checkpoint_fault(path) is None), None)
+        if chosen is None or self.returns[step_of(chosen)] >= MOST_RETURNS:
+            why = f"it went back {MOST_RETURNS} times" if chosen else f"no checkpoint is from before step {calm + 1}"
+            self.book.decide("stop", f"{alert.kind}: {alert.sentence}, and {why}", by="monitor")
+            return None
+
+        def objection(head: Head) -> str | None:
+            return self.lineage.objection(head) or (f"the loss rises since step {calm}" if head.step > calm else None)
+
+        return checkpoint_to_continue(folder, _say, objection)
+
+    def commit(self, order: Order, digest: int, values: Mapping[str, float], busy: Sequence[float]) -> Committed:
+        """Enters that all ranks have taken the step, in the ledger and in the metrics."""
         self.book.commit(order.count, digest, {key: values[key] for key in ("loss", "grad_norm", "lr")})
         self.refused = 0
         self.log.write("train", order.step, values)
         rows = [len(part) for part in share_out(order.count, order.shares)]
-        self._found(order.step, self.monitor.step(values, busy, rows))
+        undone_by = self._found(order.step, self.monitor.step(values, busy, rows))
         if self.options.train.shares == "speed":
             proposal = self.shares.proposed(rows, busy)
             if proposal is not None:
                 self.share(proposal)
                 _say(f"after step {order.step}: the ranks take {', '.join(map(str, proposal))} samples of a step")
-        return self.lineage.samples
+        return Committed(self.lineage.samples, undone_by)
 
     def measured(self, step: int, found: Mapping[str, Estimate]) -> None:
         """Takes the domains' held-out losses."""
@@ -310,12 +343,17 @@ class Keeper:
             self.log.write("trajectory", step, trajectory(self.curves[1], curves, tokens - self.curves[0]))
         self.curves = (tokens, curves)
 
-    def _found(self, step: int, alerts: Sequence[Alert]) -> None:
-        """Tells findings about what is done; a kind in `monitor.stop_on` is a decision that the run saves and ends."""
+    def _found(self, step: int, alerts: Sequence[Alert]) -> Alert | None:
+        """Tells findings; decides that the run ends where one is to stop it, and returns one to go back for."""
+        undone_by = None
         for alert in alerts:
             self._tell(step, alert)
-            if alert.kind in self.options.monitor.stop_on and len(self._stop_lines()) == self.stops:
+            policy = getattr(self.options.monitor, alert.kind)
+            if policy == "stop" and len(self._stop_lines()) == self.stops:
                 self.book.decide("stop", f"{alert.kind}: {alert.sentence}", by="monitor")
+            elif policy == "rewind":
+                undone_by = alert
+        return undone_by
 
     def _tell(self, step: int, alert: Alert, **more: Any) -> None:
         values = {"alert": alert.kind, "subject": alert.subject, "sentence": alert.sentence, **more}

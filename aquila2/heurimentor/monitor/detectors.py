@@ -57,13 +57,18 @@ def spike(name: str, history: Sequence[float], window: int = WINDOW, sigmas: flo
     return f"the {name} jumps to {newest:.4g}, {distance:.0f} deviations above the {middle:.4g} of the steps before"
 
 
+def calmest(history: Sequence[float], window: int = WINDOW) -> tuple[float, float, int]:
+    """Of the windows before the last `window` values the one of the lowest median: that, its spread, where it ends."""
+    ends = range(window, len(history) - window + 1, window)
+    return min((*middle_and_spread(history[end - window : end]), end) for end in ends)
+
+
 def divergence(history: Sequence[float], window: int = WINDOW, sigmas: float = SIGMAS / 2) -> str | None:
     """The median of the last `window` losses stands above the lowest of any window in `history`, well beyond noise."""
     if len(history) < 3 * window:
         return None
     now, spread = middle_and_spread(history[-window:])
-    starts = range(0, len(history) - 2 * window + 1, window)
-    lowest, calm = min(middle_and_spread(history[start : start + window]) for start in starts)
+    lowest, calm, _ = calmest(history, window)
     # The median of a window is surer than its values by about the root of their number.
     if not math.isfinite(now) or now - lowest <= max(sigmas * max(spread, calm) / math.sqrt(window) * 2, 0.02 * lowest):
         return None

@@ -98,6 +98,10 @@ class Monitor:
         found += [Alert("straggler", f"rank {slow[0]}", slow[1])] if slow else []
         return self._news(found, kinds)
 
+    def risen_for(self) -> int:
+        """Steps since the end of the window whose losses were lowest, where the loss diverges."""
+        return len(self.losses) - detectors.calmest(list(self.losses), self.options.window)[2]
+
     def measured(self, losses: Mapping[str, float], epochs: Mapping[str, float], stage: str) -> list[Alert]:
         """Takes held-out losses, how often each domain was passed, and the stage; tells what is new."""
         self._keep_heldout(losses)

@@ -146,6 +146,52 @@ def test_a_rewind_ends(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not audit(tmp_path / "run", data=True).faults
 
 
+def loss_rises(monkeypatch: pytest.MonkeyPatch, samples: range) -> None:
+    """Adds to the loss of the steps that these samples are in, for who looks at applied steps."""
+    update = trainer.Loop._update
+
+    def rising(self: trainer.Loop, order: Any, *rest: Any) -> Any:
+        reports, loss, *more = update(self, order, *rest)
+        return reports, loss + 3.0 * (order.first in samples), *more
+
+    monkeypatch.setattr(trainer.Loop, "_update", rising)
+
+
+DIVERGING: dict[str, Any] = {
+    "batch": {"micro": 2, "size": 2},
+    "train": {"samples": 104},
+    "monitor": {"window": 16, "divergence": "rewind"},
+    "optimizer": {"lr": 1e-3},
+}
+
+
+def test_a_divergence_goes_back_to_before_it(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    trainer.train(options_for(texts, plain, **DIVERGING, decisions=[{"after": 30, "skip": 36}]))
+    with monkeypatch.context() as context:
+        loss_rises(context, range(64, 96))
+        trainer.train(options_for(texts, run, **DIVERGING, run={"save_every": 10, "keep": 10}))
+    said = capsys.readouterr().err
+    assert "the loss rises" in said and "the run goes back from step 48 to step 30 and skips 36 samples" in said
+    assert "step-00000040.undone: the loss rises since step 32" in " ".join(said.split())
+    assert losses_of(run) == losses_of(plain) and len(losses_of(run)) == 34
+    result = audit(run, data=True)
+    assert not result.faults and (result.steps, result.undone) == (34, 18)
+
+
+def test_a_divergence_without_a_checkpoint_before_it_ends_the_run(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss_rises(monkeypatch, range(64, 96))
+    result = trainer.train(options_for(texts, tmp_path / "run", **DIVERGING))
+    assert (result.progress.step, result.stopped_by) == (48, trainer.ASKED)
+    assert "and no checkpoint is from before step 33), asked for by monitor" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 @pytest.mark.parametrize("policy", ["warn", "skip"])
 def test_a_spike(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, capsys: pytest.CaptureFixture[str]

@@ -91,7 +91,7 @@ def test_a_decision_ends_the_run_and_another_start_goes_on(
 def test_a_finding_may_end_the_run_and_another_start_goes_on(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sections: dict[str, Any] = {"monitor": {"stop_on": ["plateau"]}, "run": {"eval_every": 1}}
+    sections: dict[str, Any] = {"monitor": {"plateau": "stop"}, "run": {"eval_every": 1}}
     options = options_for(texts, tmp_path / "run", **sections)
     sentences = iter([None, None, None, "no better", *[None] * 40])
     monkeypatch.setattr(detectors, "plateau", lambda heldout: next(sentences))
