@@ -26,6 +26,8 @@ STABLE_TORCH_LIBRARY(flagattn, m) {
   m.def("apply_rotary_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions, bool interleaved, bool conjugate) -> ()");
   m.def("batch_invariant_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
   m.def("few_row_linear(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor y");
+  m.def("few_row_gated_mlp(Tensor x, Tensor norm_weight, float eps, Tensor[] weights, Tensor[] biases) -> Tensor y");
+  m.def("few_row_attention(Tensor x, Tensor norm_weight, float eps, Tensor[] weights, Tensor[] biases, Tensor out_weight, Tensor? out_bias, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cache_seqlens, Tensor? cache_leftpad, float softmax_scale, int window_left, int window_right, float softcap) -> Tensor y");
   m.def("attention_plan(int batch, int heads_q, int heads_k, int seqlen_q, int seqlen_k, int head_dim, int head_dim_v, bool piecewise, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None) -> str");
 
   // loss

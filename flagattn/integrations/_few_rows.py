@@ -23,17 +23,14 @@ _state: Any = _module
 
 def joined(x: Tensor, *layers: nn.Module) -> Tensor | None:
     """What the layers give for x (..., in_features), side by side in the last dimension; None if one must be asked."""
-    if not _is_plain(x):
-        return None
-    for layer in layers:
-        if not _is_plain_linear(layer):
-            return None
-    return _product(x, layers)
+    found = operands(x, *layers) if is_plain(x) else None
+    return None if found is None else few_row_linear(x, *found)
 
 
 def output(x: Tensor, layer: nn.Linear) -> Tensor | None:
     """The same from within the layer's forward pass, which hooks surround."""
-    return _product(x, (layer,)) if _is_plain(x) else None
+    found = _parameters(x, (layer,)) if is_plain(x) else None
+    return None if found is None else few_row_linear(x, *found)
 
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
@@ -42,22 +39,29 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     return cast(Tensor, layer(x)) if y is None else y
 
 
-def _product(x: Tensor, layers: tuple[Any, ...]) -> Tensor | None:
+def operands(x: Tensor, *layers: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The weights and biases of layers for a plain x, as `few_row_linear` takes them; None if one must be asked."""
+    for layer in layers:
+        if type(layer) is not nn.Linear or "forward" in layer.__dict__ or has_hooks(layer):
+            return None
+    return _parameters(x, layers)
+
+
+def _parameters(x: Tensor, layers: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]] | None:
     weights, biases = [], []
     for layer in layers:
         parameters = layer._parameters
         weight, bias = parameters.get("weight"), parameters.get("bias")
-        if not _fits(weight, x) or not (bias is None or _fits(bias, x)):
+        if not fits(weight, x) or not (bias is None or fits(bias, x)):
             return None
         weights.append(weight)
         if bias is not None:
             biases.append(bias)
-    if biases and len(biases) != len(weights):
-        return None
-    return few_row_linear(x, weights, biases)
+    return None if biases and len(biases) != len(weights) else (weights, biases)
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
+    """Whether these few rows are on the CPU and nobody but the caller looks at what becomes of them."""
     return (
         type(x) is Tensor
         and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
@@ -73,15 +77,17 @@ def _is_plain(x: Tensor) -> bool:
     )
 
 
-def _is_plain_linear(layer: nn.Module) -> bool:
-    return (
-        type(layer) is nn.Linear
-        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
-        and not (_state._global_forward_hooks or _state._global_forward_pre_hooks)
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody else wants to be called with what goes into the module or comes out."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or _state._global_forward_hooks
+        or _state._global_forward_pre_hooks
     )
 
 
-def _fits(parameter: Any, x: Tensor) -> bool:
+def fits(parameter: Any, x: Tensor) -> bool:
     """Whether it lies beside x, which is on the CPU, in its dtype."""
     return (
         type(parameter) is nn.Parameter

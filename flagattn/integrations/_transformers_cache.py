@@ -7,7 +7,8 @@ gradients, compiled graphs, the first rows, and rows of another shape, dtype or 
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from transformers.cache_utils import Cache, DynamicLayer
 from flagattn._cache_calls import append_and_attend
 
 LEAST_ROOM = 64  # rows
+
+
+class Rows(Protocol):
+    """What of new rows (batch, heads, seqlen, head_dim) decides whether they can be appended."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
 
 
 class _Room:
@@ -69,7 +81,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, unused-ignore]
         vars(growing).update(vars(layer))
         return growing
 
-    def appends(self, keys: Tensor, values: Tensor) -> bool:
+    def appends(self, keys: Rows, values: Rows) -> bool:
         """Whether these (batch, heads, seqlen, head_dim) would be written behind the rows there are.
 
         Head dimensions that are no multiple of 8 are left out: attention copies such rows with padding every time.
@@ -100,12 +112,20 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, unused-ignore]
         Only where `appends` says so of k and v, and they are memory of their own. `options` are the last ones of
         `append_and_attend`.
         """
-        keys, values = self._rooms(k.shape[1])
+        return self.append(
+            q, k.shape[1], lambda *caches: append_and_attend(q, caches[:2], (k, v), caches[2], **options)
+        )
+
+    def append(self, q: Tensor, count: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Calls attend(key buffer, value buffer, the rows in use (batch,)), which appends `count` rows to both.
+
+        The buffers are (batch, seqlen, heads, head_dim); q tells batch and device.
+        """
+        keys, values = self._rooms(count)
         lengths = _lengths if type(q) is Tensor else _lengths.__wrapped__  # nothing traced is kept
-        used = lengths(q.shape[0], keys.rows.shape[2], q.device)
-        out = append_and_attend(q, (keys.buffer, values.buffer), (k, v), used, **options)
-        keys.extended(k.shape[1])
-        values.extended(k.shape[1])
+        out = attend(keys.buffer, values.buffer, lengths(q.shape[0], keys.rows.shape[2], q.device))
+        keys.extended(count)
+        values.extended(count)
         self._handed_out()
         return out
 
@@ -159,7 +179,7 @@ def _lengths(batch: int, rows: int, device: torch.device) -> Tensor:
     return torch.full((batch,), rows, dtype=torch.int32, device=device)
 
 
-def _continues(rows: Tensor, new: Tensor) -> bool:
+def _continues(rows: Tensor, new: Rows) -> bool:
     (batch, heads, _, head_dim), given = rows.shape, new.shape
     return (
         (batch, heads, head_dim) == (given[0], given[1], given[3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import flagattn
 from flagattn.integrations import _few_rows as few_rows
 from flagattn.integrations import _transformers_layouts as layouts
+from flagattn.integrations._transformers_steps import decoder_layer_forward, growing_layer, is_fused
 
 # Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
 _NORMS = {
@@ -38,20 +38,22 @@ _ATTENTIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "Gemma2Attention": lambda layer: {**_own_window(layer), "softcap": layer.attn_logit_softcapping},
 }
 
+# Of two halves, each `x + half(norm(x))`, attention and a gated MLP.
+_DECODER_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
 # As transformers calls it: (layer, q, k, v, mask, ...) of (batch, heads, seqlen, head_dim).
 Attention = Callable[..., tuple[Tensor, None]]
-# (layer, cache layer, q, k, v, mask, ...) of (batch, seqlen, heads, head_dim), k and v not yet in the cache; None where
-# `attention` has to be asked.
-Cached = Callable[..., Tensor | None]
+# (layer, cache layer, k, v, mask, ...) of (batch, heads, seqlen, head_dim), not yet in the cache: what
+# `GrowingLayer.attend` is told, or None where `attention` has to be asked.
+Appending = Callable[..., dict[str, Any] | None]
 
 
-def replace_forwards(model: nn.Module, name: str, attention: Attention, cached: Cached) -> int:
+def replace_forwards(model: nn.Module, name: str, attention: Attention, appending: Appending) -> int:
     """Gives the layers of known classes their forward passes here; returns how many layers that were.
 
     So gets the layer that makes logits, if it is a plain linear one.
 
-    Attention layers go through `attention`, or `cached` where that serves a growing cache, while the model's attention
+    Attention layers go through `attention`, or a growing cache where `appending` tells how, while the model's attention
     implementation is `name`, else their own way.
     """
     changed = 0
@@ -65,7 +67,10 @@ def replace_forwards(model: nn.Module, name: str, attention: Attention, cached: 
         elif kind in _GATED_MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU | _silu_class()):
             forward = _gated_mlp_forward
         elif kind in _ATTENTIONS:
-            forward = _attention_forward(name, attention, cached, _ATTENTIONS[kind])
+            forward = _attention_forward(name, attention, appending, _ATTENTIONS[kind])
+        elif kind in _DECODER_LAYERS:
+            own_options = _ATTENTIONS[kind.replace("DecoderLayer", "Attention")]
+            forward = decoder_layer_forward(name, appending, own_options)
         elif module is head and type(module) is nn.Linear:
             forward = _linear_forward
         else:
@@ -79,7 +84,7 @@ def restore_forwards(model: nn.Module) -> int:
     """Undoes `replace_forwards`; returns how many layers it had changed."""
     changed = 0
     for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "__module__", None) == __name__:
+        if is_fused(module):
             del module.forward
             changed += 1
     return changed
@@ -90,13 +95,6 @@ def _silu_class() -> type[nn.Module]:
 
     found = ACT2CLS["silu"]
     return cast(type[nn.Module], found[0] if isinstance(found, tuple) else found)
-
-
-@functools.cache
-def _growing() -> Callable[[Any, int], Any]:
-    from flagattn.integrations._transformers_cache import growing
-
-    return growing
 
 
 def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tensor]:
@@ -141,7 +139,7 @@ def _rotated(
 
 
 def _attention_forward(
-    name: str, attention: Attention, cached: Cached, own_options: Callable[[Any], dict[str, Any]]
+    name: str, attention: Attention, appending: Appending, own_options: Callable[[Any], dict[str, Any]]
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def forward(
         self: Any,
@@ -160,9 +158,10 @@ def _attention_forward(
         dropout = self.attention_dropout if self.training else 0.0
         out = None
         if past_key_values is not None and not torch.compiler.is_compiling():
-            layer = _growing()(past_key_values, self.layer_idx)
-            if layer is not None and dropout == 0.0:
-                out = cached(self, layer, q, k, v, attention_mask, **options)
+            layer = growing_layer(past_key_values, self.layer_idx)
+            if layer is not None and dropout == 0.0 and q.dtype == k.dtype == v.dtype:
+                found = appending(self, layer, k.transpose(1, 2), v.transpose(1, 2), attention_mask, **options)
+                out = None if found is None else layer.attend(q, k, v, **found)
         if out is None:
             q, k, v = (operand.transpose(1, 2) for operand in (q, k, v))
             if past_key_values is not None:

@@ -47,8 +47,11 @@ def all_rows(batch: int, seqlen: int, device: torch.device) -> Tensor:
 
 def first_half_of(table: Tensor) -> Tensor:
     """The first half of a table's last dimension."""
+    half = table.shape[-1] // 2
+    if torch.compiler.is_compiling() or table.is_inference():
+        return table[..., :half]
     # A copy: a view kept on the tensor that it views would keep it alive for ever.
-    return _kept_on(table, "_flagattn_half", lambda whole: whole[..., : whole.shape[-1] // 2].clone())
+    return _kept_on(table, "_flagattn_half", lambda whole: whole[..., :half].clone())
 
 
 def _padding(keys: Tensor) -> Padding:

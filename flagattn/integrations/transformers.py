@@ -221,26 +221,28 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], padding: l
     return _native.flash_attn_with_kvcache(q, k, v, **masks)
 
 
-def _appended(
+def _appending(
     module: nn.Module,
     layer: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Any,
+    v: Any,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: Any,
-) -> Tensor | None:
-    """k and v go behind the rows of a growing cache layer, and q attends to all; None where there is more to it."""
+) -> dict[str, Any] | None:
+    """How queries attend where k and v, or rows like them, go behind those of a growing cache layer.
+
+    None where there is more to it than `GrowingLayer.attend` serves.
+    """
     plain = not any(kwargs.get(name) is not None for name in _OTHER_OPTIONS) and not kwargs.get("output_attentions")
-    if not (plain and q.dtype == k.dtype == v.dtype and layer.appends(k.transpose(1, 2), v.transpose(1, 2))):
+    if not (plain and layer.appends(k, v)):
         return None
-    used = layer.get_seq_length()
+    used, count = layer.get_seq_length(), k.shape[2]
     starts = None
     if attention_mask is not None:
-        if attention_mask.dim() != 2 or attention_mask.shape[1] != used + k.shape[1]:
+        if attention_mask.dim() != 2 or attention_mask.shape[1] != used + count:
             return None
         padding = layouts.padding_of(attention_mask)
         if padding.starts is None or attention_mask.shape[1] - padding.shortest > used:
@@ -248,13 +250,13 @@ def _appended(
         starts = padding.starts
     causal = bool(getattr(module, "is_causal", True))
     window = (-1, -1)
-    if sliding_window is not None and used + k.shape[1] > sliding_window:
+    if sliding_window is not None and used + count > sliding_window:
         window = (sliding_window - 1, 0 if causal else sliding_window - 1)
-    masks = {"causal": causal, "window_size": window, "leftpad": starts}
-    return cast(Tensor, layer.attend(q, k, v, softmax_scale=scaling, softcap=softcap or 0.0, **masks))
+    scores = {"softmax_scale": scaling, "softcap": softcap or 0.0}
+    return {"causal": causal, "window_size": window, "leftpad": starts, **scores}
 
 
-# What `attention` takes and `_appended` leaves to it.
+# What `attention` takes and `_appending` leaves to it.
 _OTHER_OPTIONS = ("is_causal", "s_aux", "cu_seq_lens_q", "cu_seq_lens_k", "cache")
 
 
@@ -294,9 +296,10 @@ def fuse(model: nn.Module) -> int:
     attention implementation is "flagattn". Weights stay where they are.
 
     On up to eight rows, without gradients and on the CPU, the linear layers of attention, of those MLPs and of the
-    logits go through a product of this library's that reads every weight once; layers with one input share a call.
-    That is for plain `nn.Linear` layers in x's dtype: what hooks, adapters, quantised weights or autocast make of a
-    layer is left to the layer.
+    logits go through a product of this library's that reads every weight once; layers with one input share a call, and
+    in Llama, Mistral, Qwen2 and Qwen3 a whole gated MLP with its norm is one call, as is attention with its norm over
+    a cache that grows in place (not Qwen3's). That is for plain `nn.Linear` layers in x's dtype: what hooks, adapters,
+    quantised weights or autocast make of a layer is left to the layer.
 
     The cache grows in place without gradients (under torch.no_grad or inference_mode, as in generate), for layers with
     full attention, head dimensions that are multiples of 8, and rows of the dtype of those before; else as
@@ -306,7 +309,7 @@ def fuse(model: nn.Module) -> int:
     Returns:
         How many layers were changed.
     """
-    return layers.replace_forwards(model, NAME, attention, _appended)
+    return layers.replace_forwards(model, NAME, attention, _appending)
 
 
 def unfuse(model: nn.Module) -> int:
