@@ -5,7 +5,7 @@ trainer's thread spends in a save, ledger and waiting for the save before includ
 which the thread writes, and the other steps are undisturbed. The first save also takes the memory for the copies.
 
 Loading is measured on the run's last checkpoint while it is in the page cache, so that the disk does not count: rounds
-of hashing as many bytes in memory on all cores, of verifying, and of loading into model and optimizer.
+of hashing as many bytes in memory on all cores, of verifying, and of verifying while loading into model and optimizer.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from unittest import mock
 import torch
 
 import flagattn
-from aquila2.heurimentor.verified import BLOCK, verify
+from aquila2.heurimentor.hashing import BLOCK
+from aquila2.heurimentor.verified import verify
 from aquila2.training import trainer
-from aquila2.training.checkpoints import load_checkpoint
+from aquila2.training.loading import load_verified
 from aquila2.training.optim import make_adamw
 from aquila2.training.options import Options
 from bench import machine
@@ -117,14 +118,12 @@ def load_figures(result: trainer.Result, options: Options) -> dict[str, float]:
 
     rates: dict[str, list[float]] = {"hash": [], "verify": [], "verified_load": []}
     for _ in range(ROUNDS):
-        verified = _seconds(lambda: verify(result.checkpoint))
-        loaded = _seconds(lambda: load_checkpoint(result.checkpoint, result.model, optimizer))
-        for name, seconds in (
-            ("hash", _seconds(hash_all)),
-            ("verify", verified),
-            ("verified_load", verified + loaded),
+        for name, work in (
+            ("hash", hash_all),
+            ("verify", lambda: verify(result.checkpoint)),
+            ("verified_load", lambda: load_verified(result.checkpoint, result.model, optimizer)),
         ):
-            rates[name].append(size / seconds / 1e9)
+            rates[name].append(size / _seconds(work) / 1e9)
     figures = {f"{name}_gb_per_s": statistics.median(found) for name, found in rates.items()}
     for name in ("verify", "verified_load"):
         ratios = [a / b for a, b in zip(rates[name], rates["hash"], strict=True)]

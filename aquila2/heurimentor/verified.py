@@ -5,20 +5,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aquila2.atomic import fsync_path
+from aquila2.heurimentor.hashing import BLOCK, Place, hashes_of
 
 MANIFEST = "manifest.json"
 FORMAT = "aquila2-verified-1"
-BLOCK = 1 << 24
 DELETED = ".deleted"
 ASIDE = ".aside"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -114,17 +113,21 @@ def verified_file(folder: Path, name: str) -> bytes:
     path = folder / name
     if entry is None or not path.is_file():
         raise NotVerified(f"{path} is missing")
-    if _hashes_of({name: path}, None)[name] != entry["sha256"]:
+    if hashes_of({name: path})[name] != entry["sha256"]:
         raise NotVerified(f"{path} is not as it was written")
     return path.read_bytes()
 
 
-def verify(folder: Path, threads: int | None = None) -> dict[str, Any]:
+def verify(
+    folder: Path, threads: int | None = None, places: Mapping[str, Sequence[Place]] = MappingProxyType({})
+) -> dict[str, Any]:
     """Checks every file of a folder against its manifest, all blocks in parallel, and returns the manifest's facts.
 
     Args:
         folder: What `verified_folder` wrote.
         threads: Blocks hashed at once; the number of cores unless told.
+        places: Memory that files are read into on the way, see `hashes_of`. It holds what was verified if this returns,
+            and anything if it raises.
 
     Raises:
         NotVerified: Names the first file that is missing, too many, or not as it was written.
@@ -139,7 +142,7 @@ def verify(folder: Path, threads: int | None = None) -> dict[str, Any]:
         size = (folder / name).stat().st_size
         if size != entry["bytes"]:
             raise NotVerified(f"{folder / name} has {size} bytes, its manifest names {entry['bytes']}")
-    found = _hashes_of({name: folder / name for name in files}, threads)
+    found = hashes_of({name: folder / name for name in files}, threads, places)
     for name, entry in files.items():
         for index, (expected, got) in enumerate(zip(entry["sha256"], found[name], strict=True)):
             if expected != got:
@@ -207,7 +210,7 @@ def set_aside(folder: Path, ending: str = ASIDE) -> Path:
 
 def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    hashes = _hashes_of(paths, None)
+    hashes = hashes_of(paths)
     files = {name: {"bytes": path.stat().st_size, "sha256": hashes[name]} for name, path in paths.items()}
     # Through JSON once, so that what is sealed is what a reader gets.
     entries = json.loads(json.dumps({"format": FORMAT, "block": BLOCK, "facts": dict(facts), "files": files}))
@@ -221,26 +224,3 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 def _seal(entries: Mapping[str, Any]) -> str:
     sealed = {key: value for key, value in entries.items() if key != "seal"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _hashes_of(paths: Mapping[str, Path], threads: int | None) -> dict[str, list[str]]:
-    """SHA-256 of every block of every file; hashlib lets go of the interpreter, so threads are enough."""
-    jobs = [
-        (name, path, start) for name, path in paths.items() for start in range(0, max(path.stat().st_size, 1), BLOCK)
-    ]
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        digests = list(pool.map(lambda job: _hash_block(job[1], job[2]), jobs))
-    hashes: dict[str, list[str]] = {name: [] for name in paths}
-    for (name, _, _), digest in zip(jobs, digests, strict=True):
-        hashes[name].append(digest)
-    return hashes
-
-
-def _hash_block(path: Path, start: int) -> str:
-    with path.open("rb") as file:
-        size = min(BLOCK, os.fstat(file.fileno()).st_size - start)
-        if size <= 0:
-            return hashlib.sha256().hexdigest()
-        # Mapped, not read: hashing straight from the page cache saves a copy.
-        with mmap.mmap(file.fileno(), size, offset=start, access=mmap.ACCESS_READ) as block:
-            return hashlib.sha256(block).hexdigest()

@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from aquila2.atomic import atomic_path, atomic_write
-from aquila2.checkpoint import check_tensors, iterate_tensors, save_weights, weights_of
+from aquila2.checkpoint import save_weights, weights_of
 from aquila2.config import Aquila2Config, read_json
 from aquila2.heurimentor.ledger.lineage import Head
 from aquila2.heurimentor.verified import (
@@ -30,13 +30,13 @@ from aquila2.heurimentor.verified import (
     verify,
 )
 from aquila2.model import Aquila2ForCausalLM
-from aquila2.parallel.values import fill
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.finite import finite, numbers
 from aquila2.training.options import Options, dump_options
 
 PREFIX = "step-"
 OPTIONS = "options.yaml"
+MOMENTS, RANDOM = "optimizer.safetensors", "rng.safetensors"
 FAULTY, UNDONE = ".faulty", ".undone"
 NEEDED = ("step", "samples", "tokens", "heldout_before")  # of a checkpoint's state, to go on from it
 
@@ -119,8 +119,8 @@ def save_checkpoint(
         save_weights(contents.weights, contents.config, temporary)
         tokenizer.save_pretrained(temporary)
         for name, tensors in (
-            ("optimizer.safetensors", {key: value.contiguous() for key, value in contents.moments.items()}),
-            ("rng.safetensors", {"torch": contents.random}),
+            (MOMENTS, {key: value.contiguous() for key, value in contents.moments.items()}),
+            (RANDOM, {"torch": contents.random}),
         ):
             with atomic_path(temporary / name) as path:
                 save_file(tensors, path)
@@ -157,7 +157,10 @@ def newest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
 
 
 def checkpoint_to_continue(
-    folder: Path, report: Callable[[str], None], objection: Callable[[Head], str | None] | None = None
+    folder: Path,
+    report: Callable[[str], None],
+    objection: Callable[[Head], str | None] | None = None,
+    fault: Callable[[Path], str | None] | None = None,
 ) -> Path | None:
     """The newest whole checkpoint; None where the run has none at all.
 
@@ -173,7 +176,7 @@ def checkpoint_to_continue(
     for path in list_checkpoints(folder):
         head = head_of(path)
         objected = objection(head) if objection and head else None
-        reason = objected or checkpoint_fault(path)
+        reason = objected or (fault or checkpoint_fault)(path)
         if reason is None:
             chosen = path
             break
@@ -191,10 +194,10 @@ def checkpoint_to_continue(
     return chosen
 
 
-def checkpoint_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, None if nothing is."""
+def checkpoint_fault(path: Path, read: Callable[[Path], object] = verify) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is; `read` raises it."""
     try:
-        verify(path)
+        read(path)
     except (NotVerified, OSError) as error:
         return str(error).removeprefix(f"{path}/")
     return None
@@ -211,43 +214,4 @@ def head_of(path: Path) -> Head | None:
 def state_of(path: Path) -> dict[str, Any]:
     """What a checkpoint keeps beside weights, optimizer and random state."""
     state: dict[str, Any] = numbers(read_json(path / "state.json"))
-    return state
-
-
-def load_checkpoint(path: Path, model: Aquila2ForCausalLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Loads weights, optimizer and random state in place, and returns the rest of the state.
-
-    A rank that has parts of the tensors takes these: a run goes on however its model is divided, or whole.
-    Everything is copied into memory of torch's own alignment, since products of matrices may round differently on
-    memory-mapped weights, and a continued run is to give the same bits.
-
-    Raises:
-        ValueError: A trainer has written it that kept less than a run needs to go on.
-    """
-    state = state_of(path)
-    missing = [name for name in NEEDED if name not in state]
-    if missing or not all(isinstance(values, list) for values in state["heldout_before"].values()):
-        raise ValueError(
-            f"{path} is of an older trainer, whose state.json keeps no {', '.join(missing) or 'intervals of losses'}; "
-            "go on with that one, or begin another run.folder"
-        )
-    tensors = dict(iterate_tensors(path))
-    if model.config.tie_word_embeddings:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    with torch.device("meta"):
-        check_tensors(Aquila2ForCausalLM(model.config), tensors, str(path))  # of which this rank may have some layers
-    for name, parameter in model.named_parameters():
-        fill(parameter, tensors[name])
-    stored = load_file(path / "optimizer.safetensors")
-    optimizer.state.clear()
-    for name, parameter in model.named_parameters():
-        if f"{name}/step" not in stored:  # saved before the first step
-            continue
-        entries = {key: stored[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {
-            "step": entries["step"].to(parameter.device, copy=True),
-            "exp_avg": fill(torch.empty_like(parameter), entries["exp_avg"]),
-            "exp_avg_sq": fill(torch.empty_like(parameter), entries["exp_avg_sq"]),
-        }
-    torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
     return state

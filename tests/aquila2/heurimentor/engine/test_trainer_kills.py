@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from aquila2.heurimentor.ledger.audit import audit
 from aquila2.training.checkpoints import checkpoint_fault, list_checkpoints
 from aquila2.training.options import dump_options
@@ -21,7 +19,7 @@ from aquila2.training import checkpoints, trainer
 from aquila2.training.options import load_options
 
 torch.set_num_threads(1)
-config, calm, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+config, calm, kills, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 # Where some die by their own hand: between a checkpoint's files, before its manifest, behind it, before a ledger line,
 # and after a step that was taken while a checkpoint is written.
 AIMS = [(verified, "fsync_path"), (verified, "_write_manifest"), (checkpoints, "keep_newest"), (Book, "commit")]
@@ -70,7 +68,7 @@ def length():
     return ledger.stat().st_size if ledger.exists() else 0
 
 assert os.waitpid(start(f"run.folder={calm}"), 0)[1] == 0
-random.seed(kills)
+random.seed(seed)
 killed = 0
 while killed < kills:
     child = start(killed=killed)
@@ -90,21 +88,25 @@ print(killed)
 """
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_a_killed_run_equals_itself_undisturbed(tmp_path: Path, kills: int) -> None:
-    write_texts(tmp_path / "texts")
-    run, calm = tmp_path / "run", tmp_path / "calm"
+def kill_and_compare(folder: Path, kills: int, seed: int) -> None:
+    """Kills a run that often, and fails where it ends otherwise than the one beside it that nobody touched."""
+    write_texts(folder / "texts")
+    run, calm = folder / "run", folder / "calm"
     options = options_for(
-        tmp_path / "texts",
+        folder / "texts",
         run,
         train={"samples": 12 * kills},
         run={"save_every": 1, "keep": 2},
         decisions=[{"after": 4, "mixture": {"words": 1.0, "sums": 2.0}}, {"after": 7, "skip": 5}],
     )
-    (tmp_path / "config.yaml").write_text(dump_options(options))
-    done = run_python("-c", SCRIPT, tmp_path / "config.yaml", calm, str(kills), timeout=60 * kills)
+    (folder / "config.yaml").write_text(dump_options(options))
+    done = run_python("-c", SCRIPT, folder / "config.yaml", calm, str(kills), str(seed), timeout=60 * kills)
     assert int(done.stdout) == kills
     result = audit(run, data=True)
     assert not result.faults and len(result.resumes) >= kills // 2 and result.heads == 2
     assert losses_of(run) == losses_of(calm) and rows_of(run) == rows_of(calm)
     assert all(checkpoint_fault(checkpoint) is None for checkpoint in list_checkpoints(run / "checkpoints"))
+
+
+def test_a_killed_run_equals_itself_undisturbed(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, 20, 20)
