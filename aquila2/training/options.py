@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from aquila2.config import PRESETS, Aquila2Config
-
-T = TypeVar("T")
+from aquila2.training.option_rules import check
+from aquila2.training.sections import build_section, convert
 
 # Names of sources are folders, those of domains are members of records and stand in mixture=a:1,b:2.
 NAME = re.compile(r"\w[\w.-]*")
 RESERVED = ("all", "kind", "step", "crc32")
 ENDINGS = (".tmp", ".deleted", ".aside", ".faulty")
-# What may be done about a finding of the monitor. Going back helps only against what steps have done to the weights.
-POLICIES = {
-    "spike": ("warn", "skip", "rewind", "stop"),
-    "not_finite": ("skip", "rewind", "stop"),
-    "divergence": ("warn", "rewind", "stop"),
-    **dict.fromkeys(("plateau", "stuck", "overfit", "straggler", "data_stall", "no_better"), ("warn", "stop")),
-}
 # These change how a step is computed, and nothing about it but its rounding, so that a run may go on on other machines.
 OF_THE_MACHINE = ("batch.micro", "train.device", "train.activation_checkpointing", "train.compile", "train.shares")
 
 MAY_CHANGE = ("run", "monitor", "probe", "parallel")  # whole sections
-
-
-class OptionError(ValueError):
-    """What is wrong with one option, which `option` names with its sections."""
-
-    def __init__(self, sentence: str, option: str) -> None:
-        super().__init__(sentence)
-        self.option = option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,109 +199,7 @@ class Options:
     decisions: list[DecisionOptions] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        names = [source.name for source in self.data.sources]
-        micro = max(1, self.batch.micro)  # any other is refused before a sentence about its multiples
-        checks = [
-            (bool(names), f"data.sources must name at least one source, got {names}"),
-            (len(set(names)) == len(names), f"data.sources must have different names, got {names}"),
-            (all(s.weight > 0 for s in self.data.sources), "data.sources must have positive weights"),
-            (self.data.seq_len > 1, f"data.seq_len must be at least 2, got {self.data.seq_len}"),
-            (0 < self.data.heldout < 1, f"data.heldout must lie in (0, 1), got {self.data.heldout}"),
-            (0 <= self.optimizer.lr < math.inf, f"optimizer.lr must be finite and at least 0, got {self.optimizer.lr}"),
-            (0 <= self.optimizer.beta1 < 1, f"optimizer.beta1 must lie in [0, 1), got {self.optimizer.beta1}"),
-            (0 <= self.optimizer.beta2 < 1, f"optimizer.beta2 must lie in [0, 1), got {self.optimizer.beta2}"),
-            (self.optimizer.eps >= 0, f"optimizer.eps must be at least 0, got {self.optimizer.eps}"),
-            (
-                self.optimizer.weight_decay >= 0,
-                f"optimizer.weight_decay must be at least 0, got {self.optimizer.weight_decay}",
-            ),
-            (
-                self.schedule.kind in ("cosine", "wsd"),
-                f"schedule.kind must be cosine or wsd, got {self.schedule.kind!r}",
-            ),
-            *(
-                (value >= 0, f"{name} must be at least 0, got {value}")
-                for name, value in (
-                    ("optimizer.clip", self.optimizer.clip),
-                    ("schedule.warmup_samples", self.schedule.warmup_samples),
-                    ("schedule.decay_samples", self.schedule.decay_samples),
-                    ("batch.ramp_start", self.batch.ramp_start),
-                    ("batch.ramp_increment", self.batch.ramp_increment),
-                    ("batch.ramp_samples", self.batch.ramp_samples),
-                    ("parallel.shard", self.parallel.shard),
-                    ("parallel.replicate", self.parallel.replicate),
-                    ("run.save_every", self.run.save_every),
-                    ("run.save_minutes", self.run.save_minutes),
-                    ("run.eval_every", self.run.eval_every),
-                    ("monitor.score_rows", self.monitor.score_rows),
-                    ("probe.every", self.probe.every),
-                    ("probe.limit", self.probe.limit),
-                )
-            ),
-            (
-                0 <= self.schedule.min_ratio <= 1,
-                f"schedule.min_ratio must lie in [0, 1], got {self.schedule.min_ratio}",
-            ),
-            (self.train.samples > 0, f"train.samples must be at least 1, got {self.train.samples}"),
-            (self.batch.micro > 0, f"batch.micro must be at least 1, got {self.batch.micro}"),
-            (
-                self.batch.size > 0 and self.batch.size % micro == 0,
-                f"batch.size must be a multiple of batch.micro ({self.batch.micro}), got {self.batch.size}",
-            ),
-            (
-                self.batch.ramp_start % micro == 0 and self.batch.ramp_increment % micro == 0,
-                f"batch.ramp_start and batch.ramp_increment must be multiples of batch.micro ({self.batch.micro}), "
-                f"got {self.batch.ramp_start} and {self.batch.ramp_increment}",
-            ),
-            (
-                self.batch.ramp_start == 0 or (self.batch.ramp_increment > 0 and self.batch.ramp_samples > 0),
-                "batch.ramp_start needs positive batch.ramp_increment and batch.ramp_samples",
-            ),
-            (
-                self.train.precision in ("fp32", "bf16"),
-                f"train.precision must be fp32 or bf16, got {self.train.precision!r}",
-            ),
-            (
-                self.train.shares in ("equal", "speed"),
-                f"train.shares must be equal or speed, got {self.train.shares!r}",
-            ),
-            (
-                self.train.shares == "equal" or not self.parallel.divides,
-                "train.shares must be equal where the model is divided (parallel): its ranks go in step",
-            ),
-            (
-                not self.train.compile or not self.parallel.divides,
-                "train.compile must be false where the model is divided (parallel)",
-            ),
-            (
-                not self.probe.tasks or len(self.parallel.stages) < 2,
-                "probe.tasks must be empty where parallel.stages has several: no stage can answer alone",
-            ),
-            (self.parallel.tensor > 0, f"parallel.tensor must be at least 1, got {self.parallel.tensor}"),
-            (self.monitor.window >= 16, f"monitor.window must be at least 16, got {self.monitor.window}"),
-            (self.monitor.sigmas > 0, f"monitor.sigmas must be positive, got {self.monitor.sigmas}"),
-            *(
-                (
-                    getattr(self.monitor, finding) in allowed,
-                    f"monitor.{finding} must be {', '.join(allowed[:-1])} or {allowed[-1]}, "
-                    f"got {getattr(self.monitor, finding)!r}",
-                )
-                for finding, allowed in POLICIES.items()
-            ),
-            (self.run.timeout_minutes > 0, f"run.timeout_minutes must be positive, got {self.run.timeout_minutes}"),
-            (self.run.save in ("async", "sync"), f"run.save must be async or sync, got {self.run.save!r}"),
-            (self.run.keep > 0, f"run.keep must be at least 1, got {self.run.keep}"),
-            *(
-                (
-                    entry.after >= 0 and sum(value is not None for value in dataclasses.asdict(entry).values()) == 2,
-                    f"decisions[{i}] must have after, at least 0, and one decision beside it",
-                )
-                for i, entry in enumerate(self.decisions)
-            ),
-        ]
-        for holds, sentence in checks:
-            if not holds:
-                raise ValueError(sentence)
+        check(self)
         self.model_config(
             self.tokenizer.vocab_size, 0, 0, 0
         )  # refuses a wrong model section before anything is written
@@ -342,7 +223,7 @@ class Options:
         if unknown:
             raise ValueError(f"model has no option {unknown[0]!r}; it has preset, {', '.join(known)}")
         hints = typing.get_type_hints(Aquila2Config)
-        return fitted.replace(**{key: _convert(value, hints[key], f"model.{key}") for key, value in fields.items()})
+        return fitted.replace(**{key: convert(value, hints[key], f"model.{key}") for key, value in fields.items()})
 
 
 def load_options(path: Path | str, overrides: Sequence[str] = ()) -> Options:
@@ -418,52 +299,3 @@ def changed_options(old: Options, new: Options) -> list[str]:
             names = [f.name for f in dataclasses.fields(before)]
             changed += [f"{section}.{name}" for name in names if getattr(before, name) != getattr(after, name)]
     return [name for name in changed if name not in OF_THE_MACHINE]
-
-
-def build_section(cls: type[T], entries: Any, where: str) -> T:
-    """A dataclass from a mapping, whose values are converted to its fields' types; `where` names it in sentences.
-
-    Raises:
-        OptionError: An unknown option, or a value of the wrong type.
-    """
-    if not isinstance(entries, Mapping):
-        raise OptionError(f"{where or 'the configuration'} must be a section with options, got {entries!r}", where)
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(str(key) for key in entries if key not in hints)
-    prefix = f"{where}." if where else ""
-    if unknown:
-        sentence = f"{where or 'the configuration'} has no option {unknown[0]!r}; it has {', '.join(hints)}"
-        raise OptionError(sentence, prefix + unknown[0])
-    try:
-        return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in entries.items()})
-    except TypeError as error:
-        raise OptionError(f"{where}: {error}", where) from error
-
-
-def _convert(value: Any, wanted: Any, where: str) -> Any:
-    """Converts what YAML made of a value to the type of its field; text like 3e-4, which YAML leaves text, included."""
-    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(value, inner[0], where)
-    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
-        return build_section(wanted, value, where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise OptionError(f"{where} must be a list, got {value!r}", where)
-        return [_convert(item, inner[0], f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise OptionError(f"{where} must be a section, got {value!r}", where)
-        return dict(value)
-    try:
-        if wanted is float and not isinstance(value, bool):
-            return float(value)
-        if wanted is int and not isinstance(value, bool) and float(value).is_integer():
-            return int(float(value))
-    except (TypeError, ValueError):
-        pass
-    if wanted is bool and isinstance(value, bool):
-        return value
-    if wanted is str and isinstance(value, (str, int, float)):
-        return str(value)
-    raise OptionError(f"{where} must be {getattr(wanted, '__name__', wanted)}, got {value!r}", where)

@@ -12,14 +12,8 @@ from typing import Any
 import yaml
 
 from aquila2.heurimentor.launch.hostfile import Host, of_unequal_types, parse_hostfile
-from aquila2.training.options import (
-    OptionError,
-    Options,
-    build_section,
-    overridden,
-    parse_options,
-    read_entries,
-)
+from aquila2.training.options import Options, overridden, parse_options, read_entries
+from aquila2.training.sections import OptionError, build_section
 
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
 # A host that is gone is noticed within minutes, and none asks for a password.
