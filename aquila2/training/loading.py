@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from aquila2.checkpoint import SAFETENSORS_FILE, check_tensors, iterate_tensors
+from aquila2.checkpoint import check_tensors, iterate_tensors
 from aquila2.heurimentor.hashing import Place
 from aquila2.heurimentor.verified import verify
 from aquila2.model import Aquila2ForCausalLM
@@ -34,7 +34,8 @@ def load_verified(path: Path, model: Aquila2ForCausalLM, optimizer: torch.optim.
     """
     moments = _new_moments(model, optimizer)
     weights: dict[str, Tensor] = dict(model.named_parameters())
-    wanted = {SAFETENSORS_FILE: weights, MOMENTS: moments}
+    shards = [file.name for file in path.glob("model*.safetensors")]
+    wanted = {**dict.fromkeys(shards, weights), MOMENTS: moments}
     places = {file: places_in(path / file, tensors) for file, tensors in wanted.items()}
     verify(path, places={file: list(found.values()) for file, found in places.items()})
     return _load(path, model, optimizer, moments, {name for found in places.values() for name in found})

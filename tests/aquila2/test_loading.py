@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from aquila2.heurimentor.verified import MANIFEST, NotVerified
+from aquila2.checkpoint import save_pretrained
+from aquila2.heurimentor.verified import MANIFEST, NotVerified, read_manifest, verified_folder
 from aquila2.model import Aquila2ForCausalLM
 from aquila2.training import loading, trainer
 from aquila2.training.checkpoints import MOMENTS
@@ -68,6 +69,22 @@ def test_every_tensor_of_a_whole_model_is_read_where_it_belongs(made: tuple[Path
     with safe_open(path / MOMENTS, framework="pt") as stored:
         moments = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
     assert places_in(path / MOMENTS, moments).keys() == moments.keys()
+
+
+def test_weights_in_several_files_are_read_where_they_belong_too(
+    made: tuple[Path, Aquila2ForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model = made
+    with verified_folder(tmp_path / "step-1", read_manifest(path)["facts"]) as folder:
+        save_pretrained(model, folder, max_shard_bytes=100_000)
+        for file in path.iterdir():
+            if file.name not in (MANIFEST, "model.safetensors", "config.json"):
+                shutil.copy(file, folder)
+    assert len(list((tmp_path / "step-1").glob("model-*.safetensors"))) > 2
+    monkeypatch.setattr(loading, "fill", lambda *arguments: pytest.fail("a tensor was copied"))
+    loaded, optimizer = other_than(model)
+    load_verified(tmp_path / "step-1", loaded, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
 
 
 def test_tensors_of_another_form_have_no_place(made: tuple[Path, Aquila2ForCausalLM]) -> None:
