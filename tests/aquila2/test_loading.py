@@ -120,17 +120,20 @@ def test_a_damaged_header_is_found_by_its_hash(made: tuple[Path, Aquila2ForCausa
             load_verified(tmp_path / "step-1", *other_than(model))
 
 
-def test_a_flipped_bit_in_any_file_is_found_while_loading(
+def test_a_flipped_bit_and_a_cut_in_any_file_are_found_while_loading(
     made: tuple[Path, Aquila2ForCausalLM], tmp_path: Path
 ) -> None:
     path, model = made
+    loaded = other_than(model)
     names = sorted(file.name for file in path.iterdir())
     assert {"model.safetensors", MOMENTS, "rng.safetensors", "state.json", "config.json", MANIFEST} < set(names)
     for name in names:
-        shutil.rmtree(tmp_path / "step-1", ignore_errors=True)
-        shutil.copytree(path, tmp_path / "step-1")
-        content = bytearray((path / name).read_bytes())
-        content[2 * len(content) // 3] ^= 4
-        (tmp_path / "step-1" / name).write_bytes(content)
-        with pytest.raises(NotVerified, match=name):
-            load_verified(tmp_path / "step-1", *other_than(model))
+        content = (path / name).read_bytes()
+        place = 2 * len(content) // 3
+        flipped = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        for damaged in (flipped, content[:place], b""):
+            shutil.rmtree(tmp_path / "step-1", ignore_errors=True)
+            shutil.copytree(path, tmp_path / "step-1")
+            (tmp_path / "step-1" / name).write_bytes(damaged)
+            with pytest.raises(NotVerified, match=name):
+                load_verified(tmp_path / "step-1", *loaded)
