@@ -38,6 +38,13 @@ def add_commands(commands: Any) -> None:
     action = actions.add_parser("audit", help="prove from the logs that every row was used exactly once per epoch")
     action.add_argument("run_folder", metavar="RUN", help="folder of a training run")
     action.add_argument("--data", action="store_true", help="also read all segments, orders and rows again")
+    action.add_argument(
+        "--head",
+        action="append",
+        default=[],
+        metavar="HEX",
+        help="a head that an earlier audit printed",
+    )
     action.set_defaults(run=_audit)
     action = actions.add_parser("locate", help="list the documents of a step, the most suspicious first")
     action.add_argument("run_folder", metavar="RUN", help="folder of a training run")
@@ -84,7 +91,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _audit(parsed: argparse.Namespace) -> int:
-    result = audit(parsed.run_folder, data=parsed.data, report=_say)
+    result = audit(parsed.run_folder, data=parsed.data, heads=parsed.head, report=_say)
     print(result.table())
     return 1 if result.faults else 0
 

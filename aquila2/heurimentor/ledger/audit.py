@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class SegmentUse:
 
 @dataclass
 class Audit:
-    """What an audit found; `faults` is empty where everything is proved."""
+    """What an audit found; `faults` is empty where everything is proved, `head` is the last line's chain value."""
 
     steps: int = 0
     samples: int = 0
@@ -58,6 +58,7 @@ class Audit:
     permutations: int = 0
     digests: int = 0
     data: bool = False
+    head: str = ""
     faults: list[str] = field(default_factory=list)
 
     def table(self) -> str:
@@ -75,6 +76,7 @@ class Audit:
             f"{self.heads} checkpoints found in the chain, {self.permutations} permutations tried, "
             f"{self.digests} digests read again"
         )
+        lines.append(f"head {self.head}: keep it elsewhere, and audit --head asks later whether it is still there")
         if self.torn:
             lines.append(f"a torn tail of {self.torn} bytes follows the last line")
         lines += [f"FAULT: {fault}" for fault in self.faults]
@@ -85,7 +87,13 @@ class Audit:
         return "\n".join(lines)
 
 
-def audit(run: Path | str, *, data: bool = False, report: Callable[[str], None] = lambda sentence: None) -> Audit:
+def audit(
+    run: Path | str,
+    *,
+    data: bool = False,
+    heads: Sequence[str] = (),
+    report: Callable[[str], None] = lambda sentence: None,
+) -> Audit:
     """Audits a run's ledger.
 
     From the logs alone: the chain is whole; the heads that checkpoints keep are in it; records follow one another; and
@@ -96,6 +104,7 @@ def audit(run: Path | str, *, data: bool = False, report: Callable[[str], None] 
     Args:
         run: The run's folder.
         data: Also read the segments.
+        heads: Chain values that were kept elsewhere; the ledger must still have them.
         report: Told what is being done.
 
     Raises:
@@ -111,6 +120,9 @@ def audit(run: Path | str, *, data: bool = False, report: Callable[[str], None] 
     if not found.lines:
         result.faults.append("the ledger has no line")
         return result
+    result.head = found.lines[-1].chain
+    known = {line.chain for line in found.lines}
+    result.faults += [f"the ledger does not have the head {head} any more" for head in heads if head not in known]
     records = {line.number: line.record for line in found.lines if line.record["kind"] == "step"}
     result.steps, result.samples, result.undone = lineage.step, lineage.samples, len(lineage.undone)
     result.resumes = [_sentence(line) for line in lineage.resumes]

@@ -67,6 +67,20 @@ def test_a_forged_chain_misses_the_heads_of_the_checkpoints(run: Path) -> None:
     assert "NOT PROVED" in result.table()
 
 
+def test_a_head_that_was_kept_elsewhere_exposes_a_new_chain_and_a_cut(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")  # with the heads that a forger would know
+    before = [line.chain for line in scan(run / NAME).lines]
+    found = audit(run, heads=before)
+    assert not found.faults and found.head == before[-1] and f"head {before[-1]}" in found.table()
+    whole = (run / NAME).read_bytes()
+    (run / NAME).write_bytes(whole[: scan(run / NAME).lines[-2].end])
+    assert not audit(run).faults
+    assert audit(run, heads=before[-2:]).faults == [f"the ledger does not have the head {before[-1]} any more"]
+    (run / NAME).write_bytes(whole)
+    rewrite(run, lambda record: record.get("values", {}).update(loss=0.0))
+    assert not audit(run).faults and audit(run, heads=before[-1:]).faults
+
+
 def test_forged_draws_and_digests_are_found(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     copy = run.parent / "copy"
