@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,23 +83,52 @@ def _torchrun(plan: Plan, meeting: Sequence[str], processes: int, config: Path) 
     ]
 
 
-def script_of(nodes: Sequence[Node]) -> str:
-    """A shell script that starts all nodes, passes SIGINT, SIGTERM and SIGHUP on to them, and ends when they have.
+# A shell without job control has a child's status as soon as it has waited for any.
+WAITING = """\
+left=$nodes
+while [ -n "$left" ]; do
+  still=
+  for node in $left; do
+    if kill -s 0 "$node" 2>/dev/null; then
+      still="$still $node"
+      continue
+    fi
+    wait "$node"
+    status=$?
+    if [ $status -ne 0 ] && [ $told -eq 0 ] && [ $failed -eq 0 ]; then
+      failed=$status
+      tell_TERM
+    fi
+  done
+  left=$still
+  sleep 1 &
+  wait $!
+done"""
 
-    Unlike `run_nodes` it neither ends the others where a node fails nor has its status.
+
+def script_of(nodes: Sequence[Node]) -> str:
+    """A shell script that starts all nodes and waits for them, as `run_nodes` does.
+
+    It passes SIGINT, SIGTERM and SIGHUP on, ends the others where a node fails, and has the status of the first that
+    failed, or 128 + a signal. It neither sends a signal again that did not arrive, nor gives up a host that is gone.
     """
-    lines = ["#!/bin/sh", "# Written by `aquila2 launch`: starts every node, and passes signals on."]
+    lines = ["#!/bin/sh", "# Written by `aquila2 launch`: starts every node, passes signals on, ends all where one fails."]
+    lines.append("told=0 failed=0 nodes=")
     for number, node in enumerate(nodes):
-        lines.append(f"{shlex.join(node.command)} &\nnode_{number}=$!")
-    for name, caught in (("INT", "INT"), ("TERM", "TERM HUP")):
+        lines.append(f'{shlex.join(node.command)} &\nnode_{number}=$!\nnodes="$nodes $!"')
+    for name in ("INT", "TERM"):
         sent = [
-            shlex.join(signalling(node, name)) if node.signal else f'kill -s {name} "$node_{number}"'
+            shlex.join(signalling(node, name)) if node.signal else f'kill -s {name} "$node_{number}" 2>/dev/null'
             for number, node in enumerate(nodes)
         ]
-        lines.append("\n  ".join([f"tell_{name}() {{", *sent]) + f"\n}}\ntrap tell_{name} {caught}")
-    lines.append("until wait; do :; done")
+        lines.append("\n  ".join([f"tell_{name}() {{", *sent]) + "\n}")
+    for caught, name in ((signal.SIGINT, "INT"), (signal.SIGTERM, "TERM"), (signal.SIGHUP, "TERM")):
+        lines.append(f"trap 'told={128 + caught}; tell_{name}' {caught.name.removeprefix('SIG')}")
+    lines.append(WAITING)
     pids = [str(node.pid) for node in nodes if node.pid]
-    return "\n".join([*lines, *([shlex.join(["rm", "-f", *pids])] if pids else []), ""])
+    return "\n".join(
+        [*lines, *([shlex.join(["rm", "-f", *pids])] if pids else []), "exit $((told ? told : failed))", ""]
+    )
 
 
 def signalling(node: Node, name: str) -> list[str]:

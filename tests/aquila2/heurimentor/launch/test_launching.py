@@ -162,7 +162,7 @@ def test_the_script_passes_signals_on(tmp_path: Path) -> None:
         "two", ["sh", "-c", f"echo $$ > {tmp_path}/pid; {trap}"], ["sh", "-c", f"kill -s NAME $(cat {tmp_path}/pid)"]
     )
     text = script_of([Node("one", ["sh", "-c", trap]), remote])
-    assert "trap tell_TERM TERM HUP" in text
+    assert "trap 'told=129; tell_TERM' HUP" in text
     script = subprocess.Popen(["sh", "-c", text])
     deadline = time.monotonic() + PATIENCE
     try:
@@ -171,5 +171,16 @@ def test_the_script_passes_signals_on(tmp_path: Path) -> None:
             time.sleep(0.01)
     finally:
         script.send_signal(signal.SIGTERM)
-    assert script.wait(60) == 0
+    assert script.wait(60) == 128 + signal.SIGTERM
     assert (tmp_path / "told").read_text().split() == ["told", "told"]
+
+
+def test_the_script_ends_with_the_first_that_fails(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    remote = ["sh", "-c", f"echo $$ > {pid}; exec sleep 600"]
+    waiting = [Node("here", ["sleep", "600"]), Node("there", remote, ["sh", "-c", f"kill -s NAME $(cat {pid})"], pid)]
+    failing = Node("failing", ["sh", "-c", f"until [ -s {pid} ]; do sleep 0.05; done; exit 3"])
+    script = script_of([*waiting, failing])
+    assert subprocess.run(["sh", "-c", script], timeout=PATIENCE, check=False).returncode == 3
+    assert not pid.exists()
+    assert subprocess.run(["sh", "-c", script_of([Node("well", ["true"])])], check=False).returncode == 0
