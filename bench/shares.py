@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import flagattn
+from aquila2.heurimentor.data.stream import Part
 from aquila2.heurimentor.engine.keeper import Keeper
 from aquila2.heurimentor.ledger.book import NAME
 from aquila2.heurimentor.ledger.chain import scan
@@ -59,9 +59,9 @@ def rank(config: str, shares: str) -> None:
     torch.set_num_threads(1)
     passes, share = trainer.Loop._passes, Keeper.share
 
-    def slowed(self: trainer.Loop, *arguments: Any) -> list[torch.Tensor]:
+    def slowed(self: trainer.Loop, part: Part, count: int) -> list[torch.Tensor]:
         started = time.perf_counter()
-        losses = passes(self, *arguments)
+        losses = passes(self, part, count)
         if self.world.rank:
             time.sleep((SLOWER - 1) * (time.perf_counter() - started))
         return losses

@@ -112,7 +112,7 @@ def script_of(nodes: Sequence[Node]) -> str:
     It passes SIGINT, SIGTERM and SIGHUP on, ends the others where a node fails, and has the status of the first that
     failed, or 128 + a signal. It neither sends a signal again that did not arrive, nor gives up a host that is gone.
     """
-    lines = ["#!/bin/sh", "# Written by `aquila2 launch`: starts every node, passes signals on, ends all where one fails."]
+    lines = ["#!/bin/sh", "# Written by `aquila2 launch`: starts every node, passes signals on, ends all if one fails."]
     lines.append("told=0 failed=0 nodes=")
     for number, node in enumerate(nodes):
         lines.append(f'{shlex.join(node.command)} &\nnode_{number}=$!\nnodes="$nodes $!"')
