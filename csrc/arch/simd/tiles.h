@@ -77,6 +77,17 @@ FLAGATTN_INLINE void store_pairs(F32 even, F32 odd, BFloat16* to) {
   _mm512_storeu_si512(to, instructions::round_pairs(even.reg, odd.reg));
 }
 
+// 32 bf16 as 16 pairs, to be moved about only.
+FLAGATTN_INLINE F32 load_as_pairs(const BFloat16* p) { return {_mm512_loadu_ps(p)}; }
+FLAGATTN_INLINE void store_as_pairs(F32 pairs, BFloat16* p) { _mm512_storeu_ps(p, pairs.reg); }
+// first[i] = {even[i], odd[i]}, second[i] = {even[16 + i], odd[16 + i]}.
+FLAGATTN_INLINE void interleave(F32 even, F32 odd, F32& first, F32& second) {
+  __m512i low, high;
+  instructions::interleave(_mm512_castps_si512(even.reg), _mm512_castps_si512(odd.reg), low, high);
+  first = {_mm512_castsi512_ps(low)};
+  second = {_mm512_castsi512_ps(high)};
+}
+
 // Two rows of a matrix [k][n], rows 2k and 2k + 1, become row k of two neighbouring B tiles: columns n .. n + 15 and
 // n + 16 .. n + 31.
 FLAGATTN_INLINE void store_interleaved(const BFloat16* even, const BFloat16* odd, BFloat16* first, BFloat16* second) {

@@ -19,16 +19,19 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
+template <typename Products>
 class ForwardWorker : ForwardColumns {
  public:
   ForwardWorker(const AttentionParams& params, const ForwardSchedule& schedule, const ForwardScratch& scratch)
-      : ForwardColumns(params, scratch),
+      : ForwardColumns(params, scratch, Products::query_floats(params.head_dim)),
         schedule_(schedule),
+        products_(scratch),
         tiles_(params, scratch.keys, scratch.far_keys, scratch.values),
         next_tiles_(tiles_) {}
 
   // The items [begin, end).
   void run(int64_t begin, int64_t end) {
+    [[maybe_unused]] const typename Products::Scope scope{};
     while (begin < end) {
       const int64_t stop = schedule_.stop(begin, end);
       item_ = schedule_.item(begin);
@@ -41,6 +44,8 @@ class ForwardWorker : ForwardColumns {
   }
 
  private:
+  using Context = typename Products::Context;
+
   void start_next(const ForwardItem& next) {
     next_ = next;
     next_sequence_ = sequence_of(params_, next.sequence);
@@ -80,7 +85,7 @@ class ForwardWorker : ForwardColumns {
       if (within(seen, kCpuKeyChunk)) continue;  // finished with its last tile
       one_by_one_ = false;
       for (int64_t panel = first; panel < end; ++panel) {
-        if (seen.empty()) start_panel(panel);
+        if (seen.empty()) start_panel<Products>(panel);
         finish_panel(panel);
       }
     }
@@ -146,10 +151,10 @@ class ForwardWorker : ForwardColumns {
   void run_tile(int64_t first, bool starts, bool finishes) {
     const KeyTile tile = tile_at(sequence_, first);
     const bool seen = !has_terms_ || find_seen(tile);
-    ScoreContext context{};
+    Context context{};
     if (seen) context = open_tile(tile);
     for (int64_t panel = first_panel_; panel < end_panel_; ++panel) {
-      if (starts) start_panel(panel);
+      if (starts) start_panel<Products>(panel);
       list_ahead(first, panel, starts, finishes);
       if (seen) run_panel(context, panel);
       ahead_.rest();
@@ -168,7 +173,7 @@ class ForwardWorker : ForwardColumns {
     if (finishes && panel == first_panel_) list_panel(panel, false, true);
     if (panel + 1 < end_panel_) list_panel(panel + 1, starts, finishes);
     const int64_t turn = panel - first_panel_, turns = end_panel_ - first_panel_;
-    const auto list_tile = [&](const KeyTiles& tiles, const KeyTile& tile) {
+    const auto list_tile = [&](const KeyTiles<Products>& tiles, const KeyTile& tile) {
       tiles.list_rows(tile, static_cast<int32_t>(tile.num_keys * turn / turns),
                       static_cast<int32_t>(tile.num_keys * (turn + 1) / turns), ahead_);
     };
@@ -190,15 +195,14 @@ class ForwardWorker : ForwardColumns {
     return {scratch_.masks[end_panel_ - 1].begin[columns_of(end_panel_ - 1) - 1], scratch_.masks[first_panel_].end[0]};
   }
 
-  ScoreContext open_tile(const KeyTile& tile) {
+  Context open_tile(const KeyTile& tile) {
     const int64_t first = tile.first;
     values_ = tiles_.values(tile);
-    // Where all columns see all keys, what is not finite belongs into every output.
     const KeyRange all = keys_of_all_columns();
     const bool all_seen = !has_terms_ && all.begin <= first && first + tile.num_keys <= all.end;
-    values_finite_ = all_seen || tiles_.values_finite(tile, values_);
+    values_finite_ = tiles_.values_finite(tile, values_, all_seen);
 
-    ScoreContext context{};
+    Context context{};
     context.head_dim = head_dim_;
     context.first_key = tile.first;
     context.num_keys = tile.num_keys;
@@ -230,88 +234,56 @@ class ForwardWorker : ForwardColumns {
     return any;
   }
 
-  void start_terms(ScoreContext& context, int64_t panel) const {
+  void start_terms(Context& context, int64_t panel) const {
     context.terms = nullptr;
     if (!has_terms_ || scratch_.seen[panel - first_panel_] == TileSeen::kAll) return;
     terms_.write(columns_at(panel).at, columns_of(panel), context.first_key, context.num_keys, scratch_.terms);
     context.terms = scratch_.terms;
   }
 
-  void run_panel(ScoreContext& context, int64_t panel) {
+  void run_panel(Context& context, int64_t panel) {
     if (has_terms_ && scratch_.seen[panel - first_panel_] == TileSeen::kNone) return;
     const PanelMask& mask = scratch_.masks[panel];
-    Run runs[kMostRuns];
-    const int num_runs = cut_into_runs(mask, context.first_key, context.num_keys, runs);
-    if (num_runs == 0) return;
-    context.near.queries = queries_of(panel);
-    context.far.queries = far_queries_of(panel);
+    Runs runs;
+    runs.count = cut_into_runs(mask, context.first_key, context.num_keys, runs.at);
+    if (runs.count == 0) return;
+    context.near.queries = Products::queries(queries_of(panel));
+    context.far.queries = Products::queries(far_queries_of(panel));
     start_terms(context, panel);
-    PanelStatistics& statistics = statistics_at(panel);
-    F32 largest[kNV], rescale[kNV], partial[2][kNV];
-    for (F32& most : largest) most = F32::set1(-std::numeric_limits<float>::infinity());
-    clear(partial);
-    for (int i = 0; i < num_runs; ++i) {
-      with_vectors(runs[i], [&]<int NV>() { score_run<NV>(context, mask, runs[i], scratch_.scores, largest); });
-    }
-    raise_maximum(statistics, largest, F32::set1(factor_), rescale);
-    for (int i = 0; i < num_runs; ++i) {
-      with_vectors(runs[i], [&]<int NV>() { weigh_run<NV>(statistics, runs[i], factor_, scratch_.scores, partial); });
-    }
-    add_to_sum(statistics, partial);
     const float* dropout = nullptr;
     if (params_.dropout.rng_state != nullptr) {
       dropout = scratch_.dropout;
       write_dropout(params_, item_.sequence, columns_at(panel).at, columns_of(panel), context.first_key,
                     context.num_keys, scratch_.dropout);
-      for (int i = 0; i < num_runs; ++i) drop_weights(runs[i], dropout, scratch_.scores);
     }
 
-    float* outputs = outputs_at(panel);
+    PanelStatistics& statistics = statistics_at(panel);
+    F32 largest[kNV], rescale[kNV], partial[2][kNV];
+    for (F32& most : largest) most = F32::set1(-std::numeric_limits<float>::infinity());
+    clear(partial);
+    products_.score(context, mask, runs, largest);
+    raise_maximum(statistics, largest, F32::set1(factor_), rescale);
+    products_.weigh(statistics, runs, factor_, dropout, partial);
+    add_to_sum(statistics, partial);
     const bool first = statistics.fresh;
     statistics.fresh = false;
-    if (num_runs == 1 && values_finite_ && (!first || runs[0].num_vectors == kNV)) {
-      if (first) return add_whole_tile<kNV, true>(values_, runs[0], scratch_.scores, rescale, outputs, ahead_);
-      with_vectors(runs[0], [&]<int NV>() {
-        add_whole_tile<NV, false>(values_, runs[0], scratch_.scores, rescale, outputs, ahead_);
-      });
-      return;
-    }
-    float* sums = first ? outputs : scratch_.sums;
-    clear_panel(sums);
-    int64_t steps = 0;
-    for (int i = 0; i < num_runs; ++i) steps += head_dim_v_ / (runs[i].num_vectors == 1 ? kBlockRows<1> : kMR);
-    ahead_.share(steps);
-    for (int i = 0; i < num_runs; ++i) {
-      if (values_finite_) {
-        with_vectors(runs[i], [&]<int NV>() { add_run<NV>(values_, runs[i], scratch_.scores, sums, ahead_); });
-      } else {
-        add_seen_keys(values_, mask, context.first_key, runs[i], context.terms, dropout, scratch_.scores, sums);
-      }
-    }
-    if (!first) join_runs(sums, head_dim_v_, rescale, outputs);
-  }
-
-  template <typename Body>
-  static FLAGATTN_INLINE void with_vectors(const Run& run, Body&& body) {
-    static_assert(kNV == 3);
-    switch (run.num_vectors) {
-      case 3:
-        return body.template operator()<3>();
-      case 2:
-        return body.template operator()<2>();
-      default:
-        return body.template operator()<1>();
+    if (values_finite_) {
+      products_.add(values_, runs, rescale, first, outputs_at(panel), ahead_);
+    } else {
+      const SeenKeys seen{mask, context.first_key, context.terms, dropout};
+      products_.add_not_finite(values_, runs, seen, rescale, first, outputs_at(panel));
     }
   }
 
   const ForwardSchedule& schedule_;
-  KeyTiles tiles_;
+  Products products_;
+  KeyTiles<Products> tiles_;
 
   // The item that this thread takes after those at work, where it is known.
   bool has_next_ = false;
   ForwardItem next_;
   Sequence next_sequence_;
-  KeyTiles next_tiles_;
+  KeyTiles<Products> next_tiles_;
   RowList ahead_;
 
   int64_t num_panels_;
@@ -319,7 +291,7 @@ class ForwardWorker : ForwardColumns {
   int64_t chunk_;
   bool has_terms_ = false;
 
-  ValueTile values_;  // the tile at work
+  typename Products::Values values_;  // the tile at work
   bool values_finite_;
 };
 

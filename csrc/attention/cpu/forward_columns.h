@@ -19,10 +19,12 @@ namespace flagattn::FLAGATTN_ISA {
 
 class ForwardColumns {
  public:
-  ForwardColumns(const AttentionParams& params, const ForwardScratch& scratch)
+  // `query_floats`: of a panel.
+  ForwardColumns(const AttentionParams& params, const ForwardScratch& scratch, int64_t query_floats)
       : params_(params),
         scratch_(scratch),
         group_(params.heads_q / params.heads_k),
+        query_floats_(query_floats),
         head_dim_(padded_dim(params.head_dim)),
         head_dim_v_(padded_dim(params.head_dim_v)) {
     const ScoreFactors factors = score_factors(params, ScoreTerms::are_additive(params));
@@ -66,19 +68,19 @@ class ForwardColumns {
   }
 
   // Where panels of an item are done one after another, the second overwrites the first.
-  float* queries_of(int64_t panel) const { return scratch_.queries + place_of(panel) * head_dim_ * kPanel; }
-  float* far_queries_of(int64_t panel) const { return scratch_.far_queries + place_of(panel) * head_dim_ * kPanel; }
+  float* queries_of(int64_t panel) const { return scratch_.queries + place_of(panel) * query_floats_; }
+  float* far_queries_of(int64_t panel) const { return scratch_.far_queries + place_of(panel) * query_floats_; }
   float* outputs_of(int64_t panel) const { return scratch_.outputs + place_of(panel) * output_size(); }
   int64_t output_size() const { return head_dim_v_ * kPanel; }
   void clear_panel(float* outputs) const {
     for (int64_t i = 0; i < output_size(); i += F32::kLanes) F32::zero().store(outputs + i);
   }
 
-  template <typename T>
+  template <typename Products, typename T>
   void pack_queries(const HeadsView& view, const Columns& columns, int count, float* dst) const {
     const T* rows[kPanel] = {};
     for (int c = 0; c < count; ++c) rows[c] = row_of<const T>(view, columns.at[c]);
-    pack_columns(rows, params_.head_dim, query_factor_, dst);
+    Products::pack_queries(rows, params_.head_dim, query_factor_, dst);
   }
 
   // The rows of the panel of columns from item.first_column on: of the queries, the outputs, or both.
@@ -97,12 +99,13 @@ class ForwardColumns {
     });
   }
 
+  template <typename Products>
   void start_panel(int64_t panel) {
     const Columns columns = columns_at(panel);
     const int count = columns_of(panel);
-    dispatch(params_.dtype, [&]<typename T>(T) {
-      pack_queries<T>(params_.q, columns, count, queries_of(panel));
-      if (params_.is_piecewise()) pack_queries<T>(params_.q2, columns, count, far_queries_of(panel));
+    Products::dispatch(params_.dtype, [&]<typename T>(T) {
+      pack_queries<Products, T>(params_.q, columns, count, queries_of(panel));
+      if (params_.is_piecewise()) pack_queries<Products, T>(params_.q2, columns, count, far_queries_of(panel));
     });
     reset(scratch_.statistics[panel]);
   }
@@ -160,6 +163,7 @@ class ForwardColumns {
   const AttentionParams& params_;
   const ForwardScratch scratch_;
   const int64_t group_;
+  const int64_t query_floats_;
   const int64_t head_dim_, head_dim_v_;  // padded
   float query_factor_, softcap_factor_;
   double natural_factor_;

@@ -18,9 +18,10 @@ namespace flagattn::FLAGATTN_ISA {
 // Per panel of the items at work: queries (q and, piecewise, q2) and outputs transposed, statistics and masks. Per
 // panel of one item: what the chunk at hand adds. Packed key tiles. Scores of one panel against one tile, and that
 // tile's part of the outputs where it is summed run by run. Where masks or biases join the scores, or dropout the
-// weights: how much of the tile at hand the item's panels see, and one panel's terms and factors.
+// weights: how much of the tile at hand the item's panels see, and one panel's terms and factors. Queries, weights and
+// packed tiles are what the products make of so many floats.
 struct ForwardScratch {
-  float *queries, *far_queries, *outputs, *chunk_outputs, *scores, *sums, *terms, *dropout;
+  float *queries, *far_queries, *outputs, *chunk_outputs, *scores, *weights, *sums, *terms, *dropout;
   PanelStatistics *statistics, *chunk_statistics;
   PanelMask* masks;
   TileSeen* seen;
@@ -28,8 +29,8 @@ struct ForwardScratch {
 };
 
 // Lays the scratch out from `base` on; null only measures. Returns the bytes it takes.
-inline size_t carve(const AttentionParams& params, const CpuForwardConfig& config, char* base,
-                    ForwardScratch& scratch) {
+template <typename Products>
+size_t carve(const AttentionParams& params, const CpuForwardConfig& config, char* base, ForwardScratch& scratch) {
   size_t at = 0;
   const auto take = [&]<typename T>(T*& start, int64_t count) {
     start = reinterpret_cast<T*>(base + at);
@@ -41,14 +42,17 @@ inline size_t carve(const AttentionParams& params, const CpuForwardConfig& confi
     take(tiles.owners, slots);
     take(tiles.data, slots * tile_floats);
   };
-  const int64_t dim = padded_dim(params.head_dim), dim_v = padded_dim(params.head_dim_v);
+  const int64_t dim_v = padded_dim(params.head_dim_v);
+  const int64_t panel_queries = Products::query_floats(params.head_dim);
+  const int64_t tile_keys = Products::key_floats(params.head_dim);
   const int64_t item_panels = config.columns_per_item / kPanel, panels = config.items_at_once * item_panels;
   const int64_t chunk_panels = params.seqlen_k > kCpuKeyChunk ? item_panels : 0;
-  take(scratch.queries, panels * kPanel * dim);
-  take(scratch.far_queries, params.is_piecewise() ? panels * kPanel * dim : 0);
+  take(scratch.queries, panels * panel_queries);
+  take(scratch.far_queries, params.is_piecewise() ? panels * panel_queries : 0);
   take(scratch.outputs, panels * kPanel * dim_v);
   take(scratch.chunk_outputs, chunk_panels * kPanel * dim_v);
   take(scratch.scores, kCpuKeyTile * kPanel);
+  take(scratch.weights, Products::kWeightFloats);
   take(scratch.sums, dim_v * kPanel);
   const bool terms = ScoreTerms::exist(params);
   take(scratch.terms, terms ? kCpuKeyTile * kPanel : 0);
@@ -57,9 +61,9 @@ inline size_t carve(const AttentionParams& params, const CpuForwardConfig& confi
   take(scratch.statistics, panels);
   take(scratch.chunk_statistics, chunk_panels);
   take(scratch.masks, panels);
-  take_tiles(scratch.keys, config.key_tiles, kCpuKeyTile * dim);
-  take_tiles(scratch.far_keys, params.is_piecewise() ? config.key_tiles : 0, kCpuKeyTile * dim);
-  take_tiles(scratch.values, config.key_tiles, dim_v / kStrip * strip_stride(kCpuKeyTile));
+  take_tiles(scratch.keys, config.key_tiles, tile_keys);
+  take_tiles(scratch.far_keys, params.is_piecewise() ? config.key_tiles : 0, tile_keys);
+  take_tiles(scratch.values, config.key_tiles, Products::value_floats(params.head_dim_v));
   return at;
 }
 

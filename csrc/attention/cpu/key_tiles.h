@@ -4,11 +4,8 @@
 
 #include <cstdint>
 
-#include "attention/cpu/outputs.h"
-#include "attention/cpu/pack.h"
-#include "attention/cpu/panel_mask.h"
 #include "attention/cpu/row_list.h"
-#include "attention/cpu/scores.h"
+#include "attention/heuristics.h"
 #include "attention/params.h"
 #include "attention/schedule.h"
 
@@ -32,11 +29,14 @@ struct KeyTile {
   int32_t first, num_keys;
 };
 
+template <typename Products>
 class KeyTiles {
  public:
+  using Keys = typename Products::Keys;
+  using Values = typename Products::Values;
+
   KeyTiles(const AttentionParams& params, const TileSlots& keys, const TileSlots& far_keys, const TileSlots& values)
       : params_(params),
-        head_dim_(padded_dim(params.head_dim)),
         keys_(keys),
         far_keys_(far_keys),
         values_(values),
@@ -52,20 +52,16 @@ class KeyTiles {
     sequence_ = sequence;
   }
 
-  ScoreOperands keys(const KeyTile& tile) const { return key_operands(tile, params_.k, keys_); }
-  ScoreOperands far_keys(const KeyTile& tile) const { return key_operands(tile, params_.k2, far_keys_); }
+  Keys keys(const KeyTile& tile) const { return key_operands(tile, params_.k, keys_); }
+  Keys far_keys(const KeyTile& tile) const { return key_operands(tile, params_.k2, far_keys_); }
 
-  ValueTile values(const KeyTile& tile) const {
-    float* strips = data_of(tile, values_);
-    if (claim(tile, values_)) {
-      dispatch(params_.dtype, [&]<typename T>(T) {
-        for_each_stretch<T>(params_.v, tile, [&](const T* rows, int64_t offset, int64_t count) {
-          pack_strips(rows, params_.v.row_stride, count, params_.head_dim_v, strips + offset * kStrip,
-                      strip_stride(kCpuKeyTile));
-        });
-      });
-    }
-    return {strips, strip_stride(kCpuKeyTile), tile.num_keys, padded_dim(params_.head_dim_v)};
+  Values values(const KeyTile& tile) const {
+    Values values;
+    Products::dispatch(params_.dtype, [&]<typename T>(T) {
+      values = Products::values(stretches<T>(params_.v, tile), params_.v.row_stride, tile.num_keys, params_.head_dim_v,
+                                claim(tile, values_), data_of(tile, values_));
+    });
+    return values;
   }
 
   // The rows [begin, end) of a tile where they are still to be packed.
@@ -76,11 +72,13 @@ class KeyTiles {
     if (!holds(tile, values_)) list_rows(params_.v, params_.head_dim_v, part, list);
   }
 
-  // Of the tile that `values` returned last.
-  bool values_finite(const KeyTile& tile, const ValueTile& values) const {
+  // Whether the values that `values` returned last may be multiplied as they are. Where all columns see all keys, what
+  // is not finite belongs into every output.
+  bool values_finite(const KeyTile& tile, const Values& values, bool all_seen) const {
     TileSlots::Owner& owner = owner_of(tile, values_);
-    if (!owner.checked) owner.finite = all_finite(values);
-    owner.checked = true;
+    if (owner.checked) return owner.finite;
+    if (all_seen) return true;
+    owner = {owner.tile, true, Products::finite(values)};
     return owner.finite;
   }
 
@@ -96,38 +94,34 @@ class KeyTiles {
   }
 
   void list_rows(const HeadsView& view, int64_t dim, const KeyTile& part, RowList& list) const {
-    dispatch(params_.dtype, [&]<typename T>(T) {
+    Products::dispatch(params_.dtype, [&]<typename T>(T) {
       for_each_stretch<T>(view, part, [&](const T* rows, int64_t, int64_t count) {
         for (int64_t i = 0; i < count; ++i) list.add(rows + i * view.row_stride, dim * sizeof(T));
       });
     });
   }
 
-  // Keys that need neither widening nor padding are read where they lie, unless their rows are so far apart that a tile
-  // spreads over many more pages and cache sets than it fills.
-  bool in_place(const KeyTile& tile, const HeadsView& view) const {
-    constexpr int64_t kMostStride = 512 / sizeof(float);
-    return params_.dtype == DType::kFloat32 && view.row_stride <= kMostStride && tile.num_keys % kMR == 0 &&
-           params_.head_dim == head_dim_ && sequence_.pages == nullptr;
+  template <typename T>
+  auto stretches(const HeadsView& view, const KeyTile& tile) const {
+    return [this, &view, &tile](auto&& body) { for_each_stretch<T>(view, tile, body); };
   }
 
-  ScoreOperands key_operands(const KeyTile& tile, const HeadsView& view, const TileSlots& tiles) const {
-    if (in_place(tile, view)) {
-      ScoreOperands operands{nullptr, view.row_stride, nullptr};
-      for_each_stretch<float>(view, tile, [&](const float* rows, int64_t, int64_t) { operands.keys = rows; });
-      return operands;
-    }
-    float* packed = data_of(tile, tiles);
-    if (claim(tile, tiles)) {
-      dispatch(params_.dtype, [&]<typename T>(T) {
-        for_each_stretch<T>(view, tile, [&](const T* rows, int64_t offset, int64_t count) {
-          const bool last = offset + count == tile.num_keys;
-          const int64_t padded = last ? strip_ceil(tile.num_keys) - offset : count;
-          pack_rows(rows, view.row_stride, count, padded, params_.head_dim, packed + offset * head_dim_, head_dim_);
+  Keys key_operands(const KeyTile& tile, const HeadsView& view, const TileSlots& tiles) const {
+    Keys operands{};
+    Products::dispatch(params_.dtype, [&]<typename T>(T) {
+      if (sequence_.pages == nullptr && Products::template in_place<T>(view, tile.num_keys, params_.head_dim)) {
+        for_each_stretch<T>(view, tile, [&](const T* rows, int64_t, int64_t) {
+          operands = Products::keys_in_place(rows, view.row_stride);
         });
-      });
-    }
-    return {packed, head_dim_, nullptr};
+        return;
+      }
+      float* packed = data_of(tile, tiles);
+      if (claim(tile, tiles)) {
+        Products::pack_keys(stretches<T>(view, tile), view.row_stride, tile.num_keys, params_.head_dim, packed);
+      }
+      operands = Products::packed_keys(packed, params_.head_dim);
+    });
+    return operands;
   }
 
   // Slots ---------------------------------------------------------------------------------------------------------
@@ -151,7 +145,6 @@ class KeyTiles {
   int64_t number_of(const KeyTile& tile) const { return item_.group * tiles_per_group_ + tile.first / kCpuKeyTile; }
 
   const AttentionParams& params_;
-  const int64_t head_dim_;  // padded
   const TileSlots keys_, far_keys_, values_;
   const int64_t tiles_per_group_;
 

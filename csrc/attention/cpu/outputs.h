@@ -87,18 +87,33 @@ inline void add_run(const ValueTile& values, const Run& run, const float* weight
                      });
 }
 
+// Which keys of a tile a column takes in: `terms` may be null, as may be the factors of dropout, as what is dropped is
+// left out too.
+struct SeenKeys {
+  const PanelMask& mask;
+  int32_t first_key;
+  const float* terms;
+  const float* dropout;
+
+  // By vector v.
+  FLAGATTN_INLINE Mask of(int32_t key, int v) const {
+    const int column = first_column(v);
+    const I32 number = I32::set1(first_key + key), next = I32::set1(first_key + key + 1);
+    Mask seen = (I32::load(mask.begin + column) < next) & (number < I32::load(mask.end + column));
+    if (terms != nullptr) seen = seen & (F32::load(terms + key * kPanel + column) > F32::set1(kLeastTerm));
+    if (dropout != nullptr) seen = seen & (F32::load(dropout + key * kPanel + column) > F32::zero());
+    return seen;
+  }
+};
+
 // Values that are not finite: weight 0 times NaN is NaN, so that keys a column does not see are left out one by one.
-// `terms` may be null, as may be the factors of dropout: what is dropped is left out too.
-inline void add_seen_keys(const ValueTile& values, const PanelMask& mask, int32_t first_key, const Run& run,
-                          const float* terms, const float* dropout, const float* weights, float* sums) {
+inline void add_seen_keys(const ValueTile& values, const SeenKeys& keys, const Run& run, const float* weights,
+                          float* sums) {
   const int32_t end = run.end < values.num_keys ? run.end : values.num_keys;
   for (int32_t key = run.begin; key < end; ++key) {
-    const I32 number = I32::set1(first_key + key), next = I32::set1(first_key + key + 1);
     for (int v = run.first_vector; v < run.first_vector + run.num_vectors; ++v) {
       const int column = first_column(v);
-      Mask seen = (I32::load(mask.begin + column) < next) & (number < I32::load(mask.end + column));
-      if (terms != nullptr) seen = seen & (F32::load(terms + key * kPanel + column) > F32::set1(kLeastTerm));
-      if (dropout != nullptr) seen = seen & (F32::load(dropout + key * kPanel + column) > F32::zero());
+      const Mask seen = keys.of(key, v);
       const F32 weight = F32::load(weights + key * kPanel + column);
       for (int64_t d = 0; d < values.head_dim; ++d) {
         float* at = sums + d * kPanel + column;

@@ -33,6 +33,29 @@ FLAGATTN_INLINE int32_t clamp_to(int32_t x, int32_t low, int32_t high) { return 
 
 inline constexpr int kMostRuns = 2 * kNV + 1;
 
+// The runs of a tile, in the order of their keys.
+struct Runs {
+  Run at[kMostRuns];
+  int count;
+
+  const Run* begin() const { return at; }
+  const Run* end() const { return at + count; }
+};
+
+// Calls body.operator()<NV>() for the run's number of vectors.
+template <typename Body>
+FLAGATTN_INLINE void with_vectors(int num_vectors, Body&& body) {
+  static_assert(kNV == 3);
+  switch (num_vectors) {
+    case 3:
+      return body.template operator()<3>();
+    case 2:
+      return body.template operator()<2>();
+    default:
+      return body.template operator()<1>();
+  }
+}
+
 // Cuts the tile of `num_keys` keys from `first_key` on; returns the number of runs, none where no column sees a key.
 inline int cut_into_runs(const PanelMask& mask, int32_t first_key, int32_t num_keys, Run (&runs)[kMostRuns]) {
   int32_t begin[kNV], end[kNV];  // of the strips that vector v sees

@@ -19,11 +19,10 @@ struct ScoreOperands {
   const float* queries;  // [head_dim][kPanel]
 };
 
-struct ScoreContext {
+// What becomes of the products of a tile.
+struct ScoreRules {
   int64_t head_dim;
   int32_t first_key, num_keys;  // of the tile
-  ScoreOperands near;
-  ScoreOperands far;  // piecewise only
   bool piecewise;
   // Scores become tanh(softcap_factor * score) where it is not 0; the factor that is left is part of the exponent's.
   float softcap_factor;
@@ -32,6 +31,13 @@ struct ScoreContext {
   const float* terms;
   bool additive;
   float unit;
+
+  bool plain() const { return softcap_factor == 0.0f && terms == nullptr; }
+};
+
+struct ScoreContext : ScoreRules {
+  ScoreOperands near;
+  ScoreOperands far;  // piecewise only
 };
 
 // Longer sums are cut into shorter parts, so that rounding errors do not grow with the head dim.
@@ -126,7 +132,7 @@ inline void score_border_strip(const ScoreContext& context, const PanelMask& mas
 }
 
 template <int NV>
-inline void join_terms(const ScoreContext& context, int32_t key, int column, float* scores) {
+inline void join_terms(const ScoreRules& context, int32_t key, int column, float* scores) {
   const float* terms = context.terms + key * kPanel + column;
   const F32 unit = F32::set1(context.unit);
   const auto term = [terms](int v, int r) { return F32::load(terms + r * kPanel + v * F32::kLanes); };
@@ -147,6 +153,21 @@ inline void mask_strip(const PanelMask& mask, int32_t key, int column, float* sc
   });
 }
 
+// Products of a strip become scores, the largest of which raise most[v].
+template <int NV>
+FLAGATTN_INLINE void finish_strip(const ScoreRules& rules, const PanelMask& mask, int32_t key, int column, bool clear,
+                                  float* at, F32* most) {
+  if (rules.softcap_factor != 0.0f) {
+    update_strip<NV>(at, [&](int, int, F32 score) { return tanh(score * F32::set1(rules.softcap_factor)); });
+  }
+  if (rules.terms != nullptr) join_terms<NV>(rules, key, column, at);
+  if (!clear) mask_strip<NV>(mask, rules.first_key + key, column, at);
+  update_strip<NV>(at, [&](int v, int, F32 score) {
+    most[v] = max(most[v], score);
+    return score;
+  });
+}
+
 // Writes scores[key][column] for the run and raises largest[v].
 template <int NV>
 inline void score_run(const ScoreContext& context, const PanelMask& mask, const Run& run, float* scores, F32* largest) {
@@ -160,8 +181,7 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
     any_far = mask.far_end[column + NV * F32::kLanes - 1] - context.first_key;
     if (all_far >= context.num_keys) all_far = run.end;
   }
-  const bool plain_maximum =
-      context.softcap_factor == 0.0f && context.terms == nullptr && context.head_dim <= kMostProducts;
+  const bool plain_maximum = context.plain() && context.head_dim <= kMostProducts;
 
   for (int32_t key = run.begin; key < run.end;) {
     float* at = scores + key * kPanel + column;
@@ -185,15 +205,7 @@ inline void score_run(const ScoreContext& context, const PanelMask& mask, const 
     } else {
       score_strip<NV>(context, far ? context.far : context.near, key, column, at, unused);
     }
-    if (context.softcap_factor != 0.0f) {
-      update_strip<NV>(at, [&](int, int, F32 score) { return tanh(score * F32::set1(context.softcap_factor)); });
-    }
-    if (context.terms != nullptr) join_terms<NV>(context, key, column, at);
-    if (!clear) mask_strip<NV>(mask, context.first_key + key, column, at);
-    update_strip<NV>(at, [&](int v, int, F32 score) {
-      most[v] = max(most[v], score);
-      return score;
-    });
+    finish_strip<NV>(context, mask, key, column, clear, at, most);
     key += kMR;
   }
 }
