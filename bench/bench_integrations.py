@@ -17,9 +17,10 @@ from flagattn.integrations import transformers as integration
 
 transformers = pytest.importorskip("transformers")
 
-# (batch, seqlen) of a training step; (batch, prompt, new tokens) of a generation
+# (batch, seqlen) of a training step; (batch, prompt, new tokens) of a generation, where one new token is the prompt
+# alone, and behind a short prompt the tokens are nearly all
 TRAINING = ((2, 512), (1, 2048))
-GENERATION = ((1, 2048, 32), (4, 2048, 32), (1, 2048, 1), (4, 2048, 1))  # one new token: the prompt alone
+GENERATION = ((1, 2048, 32), (4, 2048, 32), (1, 2048, 1), (4, 2048, 1), (1, 128, 64))
 PEER = "HF Llama SDPA"
 SECONDS = 30.0  # of rounds per case
 

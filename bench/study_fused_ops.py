@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
+from bench.call_costs import call_costs
 
 ROWS, COLS, HEADS, ROUNDS, SETS = 2048, 4096, 32, 15, 3
 COMMAND = "python -m bench.study_fused_ops"
@@ -92,44 +93,6 @@ def measure(dtype: Any) -> dict[str, Any]:
             results[name] = race(contestants)
             print(dtype, name, results[name], flush=True)
     return results
-
-
-def call_costs() -> dict[str, float]:
-    """Microseconds of a call on tiny tensors, the best of several runs; attention and torch's beside the fused ops."""
-    import torch
-    import torch.nn.functional as F
-
-    import flagattn
-
-    def cost(call: Callable[[], Any], calls: int = 500, runs: int = 9) -> float:
-        def once() -> float:
-            start = time.thread_time()
-            for _ in range(calls):
-                call()
-            return (time.thread_time() - start) / calls * 1e6
-
-        return round(min(once() for _ in range(runs)), 1)
-
-    def costs(gradient: bool) -> dict[str, float]:
-        x, residual = (torch.randn(2, 16).requires_grad_(gradient) for _ in range(2))
-        heads = torch.randn(1, 4, 2, 8).requires_grad_(gradient)
-        weight, table = torch.ones(16).requires_grad_(gradient), torch.ones(4, 4)
-        packed, cu_seqlens = heads[0], torch.tensor([0, 4], dtype=torch.int32)
-        return {
-            "rms_norm": cost(lambda: flagattn.rms_norm(x, weight)),
-            "rms_norm with residual": cost(lambda: flagattn.rms_norm(x, weight, residual=residual)),
-            "swiglu": cost(lambda: flagattn.swiglu(x, residual)),
-            "apply_rotary": cost(lambda: flagattn.apply_rotary(heads, table, table)),
-            "flash_attn_func": cost(lambda: flagattn.flash_attn_func(heads, heads, heads, causal=True)),
-            "flash_attn_varlen_func": cost(
-                lambda: flagattn.flash_attn_varlen_func(packed, packed, packed, cu_seqlens, cu_seqlens, 4, 4)
-            ),
-            "piecewise_attn_func": cost(lambda: flagattn.piecewise_attn_func(heads, heads, heads, heads, heads, 2)),
-            "scaled_dot_product_attention": cost(lambda: flagattn.scaled_dot_product_attention(heads, heads, heads)),
-            "torch's scaled_dot_product_attention": cost(lambda: F.scaled_dot_product_attention(heads, heads, heads)),
-        }
-
-    return {"without gradient": costs(False), "with gradient": costs(True)}  # type: ignore[dict-item]
 
 
 def main(arguments: list[str]) -> int:

@@ -431,8 +431,8 @@ def call_costs(language: str, up: str) -> str:
     path, study = found
     costs = study["call_us"]
     header = [phrase("op, µs per call", language), *(phrase(kind, language) for kind in CALL_LIMITS)]
-    ops = next(iter(costs.values()))
-    lines = [[op, *(f"{costs[kind][op]:.1f}" for kind in CALL_LIMITS)] for op in ops]
+    ops = next(iter(costs.values()))  # those without a gradient included
+    lines = [[op, *(f"{costs[kind][op]:.1f}" if op in costs[kind] else "–" for kind in CALL_LIMITS)] for op in ops]
     over = {
         kind: [
             f"`{op}` ({cost:.1f})" for op, cost in costs[kind].items() if cost > limit and not op.startswith("torch")

@@ -55,7 +55,7 @@ def checked_mask(attn_mask: Any, q: Tensor, seqlen_k: Any) -> tuple[Tensor | Non
     shape = tuple(attn_mask.shape)
     if len(shape) > 4 or any(size not in (1, whole) for size, whole in zip(shape[::-1], scores[::-1])):
         raise ValueError(f"attn_mask has shape {shape}; it must broadcast to {SCORES} = {tuple(scores)}")
-    whole = attn_mask[(None,) * (4 - len(shape))]
+    whole = attn_mask if len(shape) == 4 else attn_mask.view((1,) * (4 - len(shape)) + shape)
     if whole.shape[-1] != 1:
         whole = rows_contiguous(whole)
     return (None, whole) if whole.dtype is torch.bool else (whole, None)
