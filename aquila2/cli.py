@@ -15,6 +15,7 @@ import torch
 from aquila2.checkpoint import from_pretrained, save_pretrained
 from aquila2.config import PRESETS, Aquila2Config
 from aquila2.device import usable_device
+from aquila2.export import DTYPES, add_export
 from aquila2.generate import generate
 from aquila2.heurimentor.commands import add_commands
 from aquila2.heurimentor.engine.world import OtherRankFailed
@@ -31,7 +32,6 @@ from aquila2.training.sources import read_documents
 from aquila2.training.trainer import ASKED, Result, train
 
 RECIPES = Path(__file__).parent / "recipes"
-DTYPES = ("float32", "bfloat16", "float16")
 # The console script beside the running Python, so that a printed command works without activating the environment.
 COMMAND = Path(sys.executable).with_name("aquila2")
 
@@ -175,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_import_megatron)
 
+    add_export(commands)
     add_commands(commands)
 
     command = commands.add_parser("demo", help="train a small model on this machine's text, generate, compare kernels")
