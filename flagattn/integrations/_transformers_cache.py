@@ -160,17 +160,15 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc, unused-ignore]
         """Those of the keys and values, with room for `count` more."""
         key_room, value_room = self._key_room, self._value_room
         if key_room is None or not key_room.has(self.keys, count):
-            key_room = _Room(self.keys, count)
+            self._key_room = key_room = _Room(self.keys, count)
         if value_room is None or not value_room.has(self.values, count):
-            value_room = _Room(self.values, count)
-        self._key_room, self._value_room = key_room, value_room
+            self._value_room = value_room = _Room(self.values, count)
         return key_room, value_room
 
     def _handed_out(self) -> tuple[Tensor, Tensor]:
         rooms = self._key_room, self._value_room
         assert rooms[0] is not None and rooms[1] is not None
-        self.keys, self.values = rooms[0].rows, rooms[1].rows
-        self._key_room, self._value_room = rooms
+        vars(self).update(keys=rooms[0].rows, values=rooms[1].rows)  # past __setattr__, which would free the rooms
         return rooms[0].rows, rooms[1].rows
 
 

@@ -76,7 +76,9 @@ def _norm_of(norm: Any, x: Tensor) -> tuple[Tensor, float] | None:
 
 
 def _gated_mlp(x: Tensor, norm: nn.Module, mlp: Any) -> Tensor | None:
-    found, scaled = few_rows.operands(x, mlp.gate_proj, mlp.up_proj, mlp.down_proj), _norm_of(norm, x)
+    parts = mlp._modules
+    found = few_rows.operands(x, parts["gate_proj"], parts["up_proj"], parts["down_proj"])
+    scaled = _norm_of(norm, x)
     return None if found is None or scaled is None else few_row_gated_mlp(x, scaled, *found)
 
 
@@ -88,8 +90,9 @@ def _attention(
         return None
     if attention.training and attention.attention_dropout != 0.0:
         return None
-    found = few_rows.operands(x, attention.q_proj, attention.k_proj, attention.v_proj)
-    last, scaled = few_rows.operands(x, attention.o_proj), _norm_of(norm, x)
+    parts = attention._modules
+    found = few_rows.operands(x, parts["q_proj"], parts["k_proj"], parts["v_proj"])
+    last, scaled = few_rows.operands(x, parts["o_proj"]), _norm_of(norm, x)
     layer = growing_layer(cache, attention.layer_idx)
     if found is None or last is None or scaled is None or layer is None:
         return None
