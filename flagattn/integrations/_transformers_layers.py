@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import flagattn
 from flagattn.integrations import _few_rows as few_rows
 from flagattn.integrations import _transformers_layouts as layouts
-from flagattn.integrations._transformers_steps import decoder_layer_forward, growing_layer, is_fused
+from flagattn.integrations._transformers_appending import appending, growing_layer
+from flagattn.integrations._transformers_steps import decoder_layer_forward, is_fused
 
 # Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
 _NORMS = {
@@ -43,17 +44,14 @@ _DECODER_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLaye
 
 # As transformers calls it: (layer, q, k, v, mask, ...) of (batch, heads, seqlen, head_dim).
 Attention = Callable[..., tuple[Tensor, None]]
-# (layer, cache layer, k, v, mask, ...) of (batch, heads, seqlen, head_dim), not yet in the cache: what
-# `GrowingLayer.attend` is told, or None where `attention` has to be asked.
-Appending = Callable[..., dict[str, Any] | None]
 
 
-def replace_forwards(model: nn.Module, name: str, attention: Attention, appending: Appending) -> int:
+def replace_forwards(model: nn.Module, name: str, attention: Attention) -> int:
     """Gives the layers of known classes their forward passes here; returns how many layers that were.
 
     So gets the layer that makes logits, if it is a plain linear one.
 
-    Attention layers go through `attention`, or a growing cache where `appending` tells how, while the model's attention
+    Attention layers go through `attention`, or a growing cache where that serves, while the model's attention
     implementation is `name`, else their own way.
     """
     changed = 0
@@ -67,10 +65,10 @@ def replace_forwards(model: nn.Module, name: str, attention: Attention, appendin
         elif kind in _GATED_MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU | _silu_class()):
             forward = _gated_mlp_forward
         elif kind in _ATTENTIONS:
-            forward = _attention_forward(name, attention, appending, _ATTENTIONS[kind])
+            forward = _attention_forward(name, attention, _ATTENTIONS[kind])
         elif kind in _DECODER_LAYERS:
             own_options = _ATTENTIONS[kind.replace("DecoderLayer", "Attention")]
-            forward = decoder_layer_forward(name, appending, own_options)
+            forward = decoder_layer_forward(name, own_options)
         elif module is head and type(module) is nn.Linear:
             forward = _linear_forward
         else:
@@ -139,7 +137,7 @@ def _rotated(
 
 
 def _attention_forward(
-    name: str, attention: Attention, appending: Appending, own_options: Callable[[Any], dict[str, Any]]
+    name: str, attention: Attention, own_options: Callable[[Any], dict[str, Any]]
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def forward(
         self: Any,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +12,7 @@ from flagattn._checks import scale_or_default, window_bounds
 from flagattn._decoder_layers import few_row_attention, few_row_gated_mlp
 from flagattn.integrations import _few_rows as few_rows
 from flagattn.integrations import _transformers_layouts as layouts
+from flagattn.integrations._transformers_appending import appending, growing_layer
 
 
 class _NewRows(NamedTuple):
@@ -29,21 +29,7 @@ def is_fused(module: nn.Module) -> bool:
     return found is not None and found.startswith("flagattn.integrations.")
 
 
-def growing_layer(cache: Any, index: int) -> Any:
-    """`growing` of the module on caches, which can only be imported where there is a transformers."""
-    return _growing()(cache, index)
-
-
-@functools.cache
-def _growing() -> Callable[[Any, int], Any]:
-    from flagattn.integrations._transformers_cache import growing
-
-    return growing
-
-
-def decoder_layer_forward(
-    name: str, appending: Callable[..., dict[str, Any] | None], own_options: Callable[[Any], dict[str, Any]]
-) -> Callable[..., Tensor]:
+def decoder_layer_forward(name: str, own_options: Callable[[Any], dict[str, Any]]) -> Callable[..., Tensor]:
     """`x + attention(norm(x))`, then the same of the MLP; the layer's own where x is not a few plain rows."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,9 +39,8 @@ def decoder_layer_forward(
         norm, attention = parts["input_layernorm"], parts["self_attn"]
         change = None
         if _is_served(attention) and attention.config._attn_implementation == name:
-            change = _attention(
-                x, norm, attention, appending, {"scaling": attention.scaling, **own_options(attention), **kwargs}
-            )
+            options = {"scaling": attention.scaling, **own_options(attention), **kwargs}
+            change = _attention(x, norm, attention, options)
         if change is None:
             change, _ = attention(hidden_states=norm(x), **kwargs)
         x = x + change
@@ -82,9 +67,7 @@ def _gated_mlp(x: Tensor, norm: nn.Module, mlp: Any) -> Tensor | None:
     return None if found is None or scaled is None else few_row_gated_mlp(x, scaled, *found)
 
 
-def _attention(
-    x: Tensor, norm: nn.Module, attention: Any, appending: Callable[..., Any], options: dict[str, Any]
-) -> Tensor | None:
+def _attention(x: Tensor, norm: nn.Module, attention: Any, options: dict[str, Any]) -> Tensor | None:
     cache, tables = options.pop("past_key_values", None), options.pop("position_embeddings", None)
     if cache is None or tables is None or "q_norm" in attention._modules:
         return None
