@@ -7,7 +7,9 @@ has got its name, and takes them again.
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,8 @@ from torch import Tensor
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import Contents, checkpoint_path, save_checkpoint
 from aquila2.training.options import Options
+
+LEAST = 19  # the lowest priority
 
 
 class Saver:
@@ -37,7 +41,7 @@ class Saver:
     def __init__(self, folder: Path, tokenizer: Aquila2Tokenizer, options: Options) -> None:
         self.folder, self.tokenizer, self.options = folder, tokenizer, options
         self._kept: dict[str, Tensor] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
         self._under_way: Future[None] | None = None
 
     def __enter__(self) -> Saver:
@@ -101,6 +105,13 @@ class Saver:
         if copied is not None:
             copied.synchronize()
         save_checkpoint(self.folder, contents, self.tokenizer, self.options.run.keep, self.options)
+
+
+def _give_way() -> None:
+    """Has this thread, and those that it starts to hash, take the cores that the steps leave; where nobody else wants
+    them, as at the end of a run, they have them all."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST)
 
 
 def _memory_like(tensor: Tensor) -> Tensor:

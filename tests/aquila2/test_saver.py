@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from aquila2.heurimentor import hashing
 from aquila2.heurimentor.ledger.audit import audit
 from aquila2.training import checkpoints, saver, trainer
 from aquila2.training.checkpoints import checkpoint_fault, contents_of, list_checkpoints, step_of
@@ -178,6 +181,33 @@ def test_a_rewind_waits_for_the_checkpoint_that_it_goes_back_to(
     assert trainer.train(options).progress.step == 11
     assert judged.is_set() and saved_steps(tmp_path / "run") == [11, 8, 4]
     assert not audit(tmp_path / "run", data=True).faults
+
+
+def test_the_writer_gives_way_to_the_steps(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    priorities: dict[str, int] = {}
+
+    def noting(what: str) -> None:
+        priorities[what] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    hash_block = hashing.hash_block
+
+    def hashed(*arguments: Any) -> str:
+        noting("hashing")
+        return hash_block(*arguments)
+
+    options = options_for(texts, tmp_path / "run")
+    result = trainer.train(options)
+    at_write(monkeypatch, lambda step: noting("writing"))
+    monkeypatch.setattr(hashing, "hash_block", hashed)
+    noting("steps")
+    optimizer = torch.optim.AdamW(result.model.parameters())
+    with Saver(tmp_path / "saved", result.tokenizer, options) as subject:
+        subject.save(contents_of(result.model, optimizer, {"step": 1}))
+        subject.wait()
+        expected = 19 if sys.platform == "linux" else priorities["steps"]
+        assert (priorities["writing"], priorities["hashing"]) == (expected, expected)
+        subject.save(contents_of(result.model, optimizer, {"step": 2}), last=True)  # nothing is trained meanwhile
+    assert priorities["writing"] == priorities["hashing"] == priorities["steps"]
 
 
 def test_the_last_save_takes_no_copy(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
