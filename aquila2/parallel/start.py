@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -11,29 +12,33 @@ from torch import Tensor, nn
 
 from aquila2.config import Aquila2Config
 from aquila2.model import Aquila2ForCausalLM, reset_module
-from aquila2.parallel.values import fill
+from aquila2.parallel.values import fill, local
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
-def materialize(
-    model: Aquila2ForCausalLM, device: torch.device, draws: bool, spread: Callable[[Iterable[Tensor]], None]
-) -> None:
-    """Gives a divided model on the meta device memory for this rank's part, and the weights in it.
+def give_memory(model: Aquila2ForCausalLM, device: torch.device) -> None:
+    """Gives a divided model on the meta device memory for this rank's part, where all is NaN until it gets weights."""
+    model.to_empty(device=device)
+    if model.config.tie_word_embeddings:  # two modules that share a weight are given memory each
+        model.lm_head.weight = model.model.embed_tokens.weight
+    for parameter in model.parameters():
+        local(parameter).fill_(math.nan)
+
+
+@torch.no_grad()
+def draw(model: Aquila2ForCausalLM, draws: bool, spread: Callable[[Iterable[Tensor]], None]) -> None:
+    """Puts the first weights into a divided model.
 
     One rank draws, one layer's matrix after the other, and all ranks have to ask together. Each holds its part and one
     whole tensor at a time.
 
     Args:
-        model: Divided; with this rank's part only.
-        device: Of this rank.
-        draws: Whether it is the one that draws, from torch's generator.
+        model: Divided; with memory for this rank's part.
+        draws: Whether this rank is the one that draws, from torch's generator.
         spread: Puts that rank's values into the tensors of all.
     """
-    model.to_empty(device=device)
-    if model.config.tie_word_embeddings:  # two modules that share a weight are given memory each
-        model.lm_head.weight = model.model.embed_tokens.weight
     mine = dict(model.named_parameters(remove_duplicate=False))
     for name, values in _drawn(model.config, draws, spread):
         if name in mine:

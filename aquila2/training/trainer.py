@@ -13,6 +13,7 @@ from aquila2.heurimentor.engine.world import ranks_of
 from aquila2.heurimentor.probes.prompts import questions
 from aquila2.heurimentor.probes.tasks import read_tasks
 from aquila2.tokenizer import Aquila2Tokenizer
+from aquila2.training.checkpoints import list_checkpoints
 from aquila2.training.data import prepare
 from aquila2.training.lock import only_run_in
 from aquila2.training.loop import ASKED, Loop, Result
@@ -60,6 +61,7 @@ def train(options: Options) -> Result:
         config = options.model_config(
             len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         )
-        model, placement = place(config, options.parallel, world, device, options.train.precision == "bf16")
+        fresh = world.tell(lambda: not list_checkpoints(folder / "checkpoints"))
+        model, placement = place(config, options.parallel, world, device, options.train.precision == "bf16", fresh)
         model.train().set_activation_checkpointing(options.train.activation_checkpointing)
         return Loop(options, model, tokenizer, device, world, placement).run()

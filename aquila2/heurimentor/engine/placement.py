@@ -15,7 +15,7 @@ from aquila2.model import IGNORE_INDEX, Aquila2ForCausalLM
 from aquila2.parallel.mesh import Layout, layout_for, mesh_of
 from aquila2.parallel.pipeline import MicroBatch, Pipeline, check_stages
 from aquila2.parallel.shard import ShardedGradients, shard
-from aquila2.parallel.start import materialize
+from aquila2.parallel.start import draw, give_memory
 from aquila2.parallel.tensor import check_tensor, split
 from aquila2.training.data import Batch
 from aquila2.training.options import ParallelOptions
@@ -60,7 +60,12 @@ class Placement(NamedTuple):
 
 
 def place(
-    config: Aquila2Config, options: ParallelOptions, world: World, device: torch.device, bf16: bool = False
+    config: Aquila2Config,
+    options: ParallelOptions,
+    world: World,
+    device: torch.device,
+    bf16: bool = False,
+    fresh: bool = True,
 ) -> tuple[Aquila2ForCausalLM, Placement]:
     """A new model with the first rank's weights on all ranks, each of which has the part that it has to have.
 
@@ -70,6 +75,7 @@ def place(
         world: All ranks of the run.
         device: Of this rank.
         bf16: Whether passes of pipeline stages are under autocast.
+        fresh: Whether its weights are drawn; what a checkpoint will fill may do without.
 
     Raises:
         ValueError: The options do not fit the ranks.
@@ -91,8 +97,10 @@ def place(
         if layout.tensor > 1:
             split(model, mesh["tensor"])
         shard(model, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"])
-    materialize(model, device, world.is_first, world.spread)
-    torch.set_rng_state(world.tell(torch.get_rng_state))  # only one has drawn
+    give_memory(model, device)
+    if fresh:
+        draw(model, world.is_first, world.spread)
+        torch.set_rng_state(world.tell(torch.get_rng_state))  # only one has drawn
     if pipeline is not None:
         data, stages = World(mesh["replicate"].get_group()), World(mesh["stage"].get_group())
         gradients = GradientSum(model.parameters(), data)
