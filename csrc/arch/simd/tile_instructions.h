@@ -49,6 +49,16 @@ FLAGATTN_INLINE __m512i round_pairs(__m512 even, __m512 odd) {
   return _mm512_permutexvar_epi16(places, halves);
 }
 
+// 32 halves: `first` rounded so, then `second`.
+FLAGATTN_INLINE __m512i round_halves(__m512 first, __m512 second) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+}
+
+// The first n of 32 halves, 0 <= n < 32, zeros behind them; nothing else is read.
+FLAGATTN_INLINE __m512i load_halves(const void* from, int64_t n) {
+  return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << n) - 1u), from);
+}
+
 // Of 32 halves each: dwords first[i] = {even[i], odd[i]} for i < 16, second[i] = {even[16 + i], odd[16 + i]}.
 FLAGATTN_INLINE void interleave(__m512i even, __m512i odd, __m512i& first, __m512i& second) {
   const __m512i low = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,

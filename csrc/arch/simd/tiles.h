@@ -88,6 +88,16 @@ FLAGATTN_INLINE void interleave(F32 even, F32 odd, F32& first, F32& second) {
   second = {_mm512_castsi512_ps(high)};
 }
 
+// Half a row of A is `first`, the other half `second`, rounded to bf16.
+FLAGATTN_INLINE void store_halves(F32 first, F32 second, BFloat16* to) {
+  _mm512_storeu_si512(to, instructions::round_halves(first.reg, second.reg));
+}
+
+// A row of A from the n elements that are left of a longer one, zeros behind them.
+FLAGATTN_INLINE void copy_row(const BFloat16* from, int64_t n, BFloat16* to) {
+  _mm512_storeu_si512(to, n >= kTileDepth ? _mm512_loadu_si512(from) : instructions::load_halves(from, n));
+}
+
 // Two rows of a matrix [k][n], rows 2k and 2k + 1, become row k of two neighbouring B tiles: columns n .. n + 15 and
 // n + 16 .. n + 31.
 FLAGATTN_INLINE void store_interleaved(const BFloat16* even, const BFloat16* odd, BFloat16* first, BFloat16* second) {

@@ -3,21 +3,40 @@
 
 #include "attention/cpu/backward_kernels.h"
 #include "attention/cpu/backward_worker.h"
+#if defined(__AMX_BF16__)
+#include "attention/cpu/backward_cell_worker.h"
+#endif
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {
 
-size_t scratch_bytes(const AttentionBackwardParams& params) {
-  BackwardLayout layout;
-  carve(params.forward, backward_most_columns(params.forward.head_dim, params.forward.head_dim_v), nullptr, layout);
-  return layout.total;
+#if defined(__AMX_BF16__)
+using Bf16Worker = BackwardCellWorker;
+#else
+using Bf16Worker = BackwardWorker;
+#endif
+
+template <typename Worker>
+struct Tag {};
+
+// body(Tag<Worker>{}) for what computes gradients of that dtype.
+template <typename Body>
+decltype(auto) with_worker(DType dtype, Body&& body) {
+  return dtype == DType::kBFloat16 ? body(Tag<Bf16Worker>{}) : body(Tag<BackwardWorker>{});
 }
 
-void start(const AttentionBackwardParams& params, void* scratch) { BackwardWorker::start(params.forward, scratch); }
+size_t scratch_bytes(const AttentionBackwardParams& params) {
+  return with_worker(params.forward.dtype,
+                     [&]<typename Worker>(Tag<Worker>) { return Worker::scratch_bytes(params.forward); });
+}
+
+void start(const AttentionBackwardParams& params, void* scratch) {
+  with_worker(params.forward.dtype, [&]<typename Worker>(Tag<Worker>) { Worker::start(params.forward, scratch); });
+}
 
 void run_part(const AttentionBackwardParams& params, const BackwardPart& part, void* scratch,
               const KeyGradients& share) {
-  BackwardWorker(params, part, scratch, share).run();
+  with_worker(params.forward.dtype, [&]<typename Worker>(Tag<Worker>) { Worker(params, part, scratch, share).run(); });
 }
 
 // One of the sums, over one tile.

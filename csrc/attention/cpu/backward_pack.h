@@ -10,9 +10,6 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-// The largest head dim the ops take.
-inline constexpr int64_t kMostHeadDim = 256;
-
 template <int NV>
 struct Width {};
 

@@ -18,9 +18,6 @@
 
 namespace flagattn::FLAGATTN_ISA {
 
-// As the LSE of a column that takes no gradient: exp(x - kNoWeight) is 0 for every finite x.
-inline constexpr float kNoWeight = 1e30f;
-
 // One operand of a key tile (row i at rows + i * stride, in whole strips of kMR) and the transposed panel it meets.
 struct TileProduct {
   const float* rows;

@@ -6,34 +6,12 @@
 #include <cstdint>
 
 #include "attention/backward_schedule.h"
+#include "attention/cpu/backward_panel.h"
 #include "attention/cpu/micro_kernel.h"
-#include "attention/cpu/panel_mask.h"
 #include "attention/cpu/score_terms.h"
 #include "attention/params.h"
 
 namespace flagattn::FLAGATTN_ISA {
-
-inline constexpr int kStripsPerTile = kBackwardKeyTile / kMR;
-
-// Columns [begin, end) of a panel, in whole quads, that see some key of a strip; empty: begin == end.
-struct ColumnRange {
-  uint8_t begin, end;
-};
-
-// One panel of a block: up to kNV vectors of columns.
-struct BackwardPanel {
-  int64_t first_column;  // in the block
-  int num_vectors;
-  Column columns[kPanel];
-  PanelMask mask;
-  TileSeen tile_seen;               // of the tile at hand, where masks or biases join the scores
-  alignas(64) float lse[kPanel];    // kNoWeight where the column takes no gradient
-  alignas(64) float delta[kPanel];  // rowsum(dO * O) - dLSE
-  // Against the tile at hand; near and far are kept where attention is piecewise.
-  ColumnRange seen[kStripsPerTile], near[kStripsPerTile], far[kStripsPerTile];
-};
-
-using StripRanges = ColumnRange (BackwardPanel::*)[kStripsPerTile];
 
 // Key tiles, packed: rows of `stride` floats. A tile is kept until another needs its slot, for blocks, parts and query
 // heads that meet it again: its rows lie in as many pages of the operand, and finding those costs more than reading

@@ -6,7 +6,6 @@
 
 #include "attention/backward_schedule.h"
 #include "attention/cpu/backward_block.h"
-#include "attention/cpu/backward_kernels.h"
 #include "attention/cpu/backward_products.h"
 #include "attention/cpu/backward_scores.h"
 #include "attention/cpu/backward_scratch.h"
@@ -19,6 +18,12 @@ namespace flagattn::FLAGATTN_ISA {
 
 class BackwardWorker : BackwardBlock {
  public:
+  static size_t scratch_bytes(const AttentionParams& params) {
+    BackwardLayout layout;
+    carve(params, backward_most_columns(params.head_dim, params.head_dim_v), nullptr, layout);
+    return layout.total;
+  }
+
   // Before a thread's first part: nothing is packed yet.
   static void start(const AttentionParams& params, void* scratch) {
     BackwardLayout layout;
@@ -31,14 +36,7 @@ class BackwardWorker : BackwardBlock {
 
   BackwardWorker(const AttentionBackwardParams& params, const BackwardPart& part, void* scratch,
                  const KeyGradients& share)
-      : BackwardBlock(params, part, scratch), share_(share) {
-    softcap_factor_ = forward_.softcap > 0.0f ? forward_.softmax_scale / forward_.softcap : 0.0f;
-    factor_ = forward_.softcap > 0.0f ? forward_.softcap : forward_.softmax_scale;
-    if (ScoreTerms::are_additive(forward_)) {
-      unit_ = factor_;
-      factor_ = 1.0f;
-    }
-  }
+      : BackwardBlock(params, part, scratch, share) {}
 
   void run() {
     const int64_t last = part_.num_columns - 1;
@@ -51,13 +49,13 @@ class BackwardWorker : BackwardBlock {
   template <typename T>
   void run_block(int64_t first_column) {
     start_block<T>(first_column);
-    const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
-    const int64_t end = last.mask.end[last.num_vectors * F32::kLanes - 1];
-    for (int64_t tile = scratch_.panels[0].mask.begin[0] / kBackwardKeyTile; tile * kBackwardKeyTile < end; ++tile) {
-      run_tile<T>(tile);
+    const TileRange tiles = tiles_of_block();
+    for (int64_t tile = tiles.first; tile < tiles.end; ++tile) {
+      if (start_tile(tile)) run_tile<T>(tile);
     }
-    finish_block<T>(params_.dq, scratch_.near.dqueries);
-    if (piecewise_) finish_block<T>(params_.dq2, scratch_.far.dqueries);
+    const int64_t panel_floats = kPanel * forward_.head_dim;
+    write_dqueries<T>(params_.dq, scratch_.near.dqueries, panel_floats);
+    if (piecewise_) write_dqueries<T>(params_.dq2, scratch_.far.dqueries, panel_floats);
   }
 
   struct TileRows {
@@ -70,68 +68,23 @@ class BackwardWorker : BackwardBlock {
 
   template <typename T>
   void run_tile(int64_t tile) {
-    const int64_t first = tile * kBackwardKeyTile, rest = part_.sequence.seqlen_k - first;
-    first_key_ = static_cast<int32_t>(first);
-    num_keys_ = static_cast<int32_t>(rest < kBackwardKeyTile ? rest : kBackwardKeyTile);
-    if (has_terms_ && !find_seen()) return;
-    const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
-    const bool far = piecewise_ && first < last.mask.far_end[last.num_vectors * F32::kLanes - 1];
-    const bool near = !piecewise_ || first + num_keys_ > scratch_.panels[0].mask.far_end[0];
-    touch(tile, near, far);
-    if (near) near_ = pack_tile<T>(forward_.k, forward_.head_dim, tile, scratch_.near.keys);
-    if (far) far_ = pack_tile<T>(forward_.k2, forward_.head_dim, tile, scratch_.far.keys);
+    if (near_seen_) near_ = pack_tile<T>(forward_.k, forward_.head_dim, tile, scratch_.near.keys);
+    if (far_seen_) far_ = pack_tile<T>(forward_.k2, forward_.head_dim, tile, scratch_.far.keys);
     values_ = pack_tile<T>(forward_.v, forward_.head_dim_v, tile, scratch_.values);
-    all_seen_ = all_seen();
 
-    const int64_t ld = round_up_to(forward_.head_dim, KeyGradients::kRowQuantum);
-    const int64_t ld_v = round_up_to(forward_.head_dim_v, KeyGradients::kRowQuantum);
-    float *dv = share_.dv + first * ld_v, *dk = share_.dk + first * ld, *dk2 = share_.dk2 + first * ld;
     for (int64_t i = 0; i < num_panels_; ++i) {
-      fetch_sums(dv, ld_v, i);
-      if (near) fetch_sums(dk, ld, i);
-      if (far) fetch_sums(dk2, ld, i);
+      fetch_sums(i, num_panels_);
       run_panel(i);
     }
-    add_product(&BackwardPanel::seen, douts_finite_, scratch_.weights, scratch_.dout_rows, forward_.head_dim_v, dv);
-    if (near) {
+    add_product(&BackwardPanel::seen, douts_finite_, scratch_.weights, scratch_.dout_rows, forward_.head_dim_v, dv_);
+    if (near_seen_) {
       add_product(piecewise_ ? &BackwardPanel::near : &BackwardPanel::seen, queries_finite_, scratch_.near.dscores,
-                  scratch_.near.query_rows, forward_.head_dim, dk);
+                  scratch_.near.query_rows, forward_.head_dim, dk_);
     }
-    if (far) {
+    if (far_seen_) {
       add_product(&BackwardPanel::far, far_queries_finite_, scratch_.far.dscores, scratch_.far.query_rows,
-                  forward_.head_dim, dk2);
+                  forward_.head_dim, dk2_);
     }
-  }
-
-  // Whether every column sees every key of the tile, on one side where attention is piecewise: nothing must be left out
-  // of the products then, finite or not.
-  bool all_seen() const {
-    if (has_terms_ || forward_.dropout.rng_state != nullptr) return false;
-    const PanelMask& front = scratch_.panels[0].mask;
-    const BackwardPanel& last = scratch_.panels[num_panels_ - 1];
-    const int back = last.num_vectors * F32::kLanes - 1;
-    const int32_t end = first_key_ + num_keys_;
-    const bool one_side = !piecewise_ || last.mask.far_end[back] <= first_key_ || front.far_end[0] >= end;
-    return one_side && last.mask.begin[back] <= first_key_ && end <= front.end[0];
-  }
-
-  // The tile's sums are far away where a sequence is long: they arrive, panel by panel, while P and dS are computed.
-  void fetch_sums(const float* sums, int64_t ld, int64_t panel) const {
-    const int64_t lines = kBackwardKeyTile * ld / 16;
-    for (int64_t i = lines * panel / num_panels_; i < lines * (panel + 1) / num_panels_; ++i) {
-      __builtin_prefetch(sums + i * 16, /*to write*/ 1, /*into L2*/ 2);
-    }
-  }
-
-  // How much of the tile every panel of the block sees; false where none sees any.
-  bool find_seen() const {
-    bool any = false;
-    for (int64_t i = 0; i < num_panels_; ++i) {
-      BackwardPanel& panel = scratch_.panels[i];
-      panel.tile_seen = terms_.seen(panel.columns, columns_of(panel), first_key_, num_keys_);
-      any = any || panel.tile_seen != TileSeen::kNone;
-    }
-    return any;
   }
 
   template <typename T>
@@ -147,28 +100,9 @@ class BackwardWorker : BackwardBlock {
     return {rows, cache.stride, owner.finite};
   }
 
-  template <typename T>
-  const T* key_row(const HeadsView& view, int64_t key) const {
-    return static_cast<const T*>(view.data) + part_.sequence.batch * view.batch_stride +
-           (part_.sequence.first_k + key) * view.row_stride + part_.head_k * view.head_stride;
-  }
-
-  // Sums of a tile begin at zero when the part first meets it.
-  void touch(int64_t tile, bool near, bool far) {
-    const auto zero = [&](float* rows, int64_t dim) {
-      const int64_t floats = kBackwardKeyTile * round_up_to(dim, KeyGradients::kRowQuantum);
-      std::memset(rows + tile * floats, 0, static_cast<size_t>(floats) * sizeof(float));
-    };
-    uint8_t& touched = share_.touched[tile];
-    if (touched == 0) zero(share_.dv, forward_.head_dim_v);
-    if (near && !(touched & KeyGradients::kNear)) zero(share_.dk, forward_.head_dim);
-    if (far && !(touched & KeyGradients::kFar)) zero(share_.dk2, forward_.head_dim);
-    touched = static_cast<uint8_t>(touched | (near ? KeyGradients::kNear : 0) | (far ? KeyGradients::kFar : 0));
-  }
-
   // P and dS of one panel against the tile, and its dQ.
   void run_panel(int64_t index) {
-    BackwardPanel& panel = scratch_.panels[index];
+    BackwardPanel& panel = panels_[index];
     std::memset(panel.seen, 0, sizeof(panel.seen));
     if (piecewise_) {
       std::memset(panel.near, 0, sizeof(panel.near));
@@ -299,23 +233,16 @@ class BackwardWorker : BackwardBlock {
         for (int strip = 0; strip * kMR < num_keys_; ++strip) {
           float* at = strip_sums + strip * kMR * ld;
           if (finite || all_seen_) {
-            add_to_keys<NV>(scratch_.panels, num_panels_, ranges, strip, scores, strip_rows, at, ld);
+            add_to_keys<NV>(panels_, num_panels_, ranges, strip, scores, strip_rows, at, ld);
           } else {
-            add_seen_to_keys<NV>(scratch_.panels, num_panels_, ranges, strip, scores, strip_rows, at, ld);
+            add_seen_to_keys<NV>(panels_, num_panels_, ranges, strip, scores, strip_rows, at, ld);
           }
         }
       });
     }
   }
 
-  const KeyGradients& share_;
-  float factor_, softcap_factor_;
-  float unit_ = 1.0f;  // of scores before biases are added
-
-  // Of the tile.
-  int32_t first_key_ = 0, num_keys_ = 0;
-  TileRows near_{}, far_{}, values_{};
-  bool all_seen_ = false;
+  TileRows near_{}, far_{}, values_{};  // of the tile
 };
 
 }  // namespace flagattn::FLAGATTN_ISA

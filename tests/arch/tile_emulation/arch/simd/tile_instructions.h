@@ -106,6 +106,16 @@ inline __m512i round_pairs(__m512 even, __m512 odd) {
   for (int i = 0; i < 16; ++i) halves[2 * i] = rounded_half(even[i]), halves[2 * i + 1] = rounded_half(odd[i]);
   return _mm512_loadu_si512(halves);
 }
+inline __m512i round_halves(__m512 first, __m512 second) {
+  uint16_t halves[32];
+  for (int i = 0; i < 16; ++i) halves[i] = rounded_half(first[i]), halves[16 + i] = rounded_half(second[i]);
+  return _mm512_loadu_si512(halves);
+}
+inline __m512i load_halves(const void* from, int64_t n) {
+  uint16_t halves[32] = {};
+  std::memcpy(halves, from, 2 * static_cast<size_t>(n));
+  return _mm512_loadu_si512(halves);
+}
 inline void interleave(__m512i even, __m512i odd, __m512i& first, __m512i& second) {
   uint16_t from[2][32], to[64];
   std::memcpy(from[0], &even, 64);
