@@ -1,43 +1,40 @@
 """`python -m bench.shares [file]`: ranks of unequal speed, and how near `train.shares: speed` comes to the best split.
 
-Two ranks on gloo, one thread each, one of which sleeps after each of its passes twice as long as that took: it is three
-times as slow, and takes no time from the other. A turn is three runs of the same steps: rows shared equally, shared by
-speed, and shared 3:1 from the start, which is the balanced optimum. A run counts with the first quartile of its last
-steps: what else is at work on the machine only adds to them.
+Two ranks on gloo, one thread each, whose clocks count what their threads work, the second one's three times: so neither
+waiting nor what else is at work on the machine is taken for work. The passes of a step take as long as the slowest
+rank's; the balanced optimum is all rows over the sum of the paces that the ranks have in that step. What takes all
+ranks as long whatever their shares, the sum of the gradients and the optimizer, is in neither.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import flagattn
-from aquila2.heurimentor.data.stream import Part
-from aquila2.heurimentor.engine.keeper import Keeper
-from aquila2.heurimentor.ledger.book import NAME
-from aquila2.heurimentor.ledger.chain import scan
+from aquila2.heurimentor.engine.keeper import Committed, Keeper, Order
+from aquila2.heurimentor.ledger.book import share_out
 from aquila2.training import trainer
-from aquila2.training.metrics import read_metrics
 from aquila2.training.options import Options, dump_options, load_options, parse_options
 from bench import machine
 
 COMMAND = "python -m bench.shares"
-TURNS, STEPS, COUNTED = 3, 24, 12
+STEPS, COUNTED = 40, 20
 SLOWER, ROWS, MICRO, SEQLEN = 3, 16, 2, 128
-RUNS = ("equal", "speed", "best")
 
 
 def options_of(run: Path, shares: str) -> Options:
-    """A run as long as a turn's."""
+    """A run whose ranks share the rows of a step in some way."""
     return parse_options(
         {
             "model": {"preset": "4m"},
@@ -54,39 +51,38 @@ def options_of(run: Path, shares: str) -> Options:
     )
 
 
-def rank(config: str, shares: str) -> None:
-    """One rank of a run; to be started by torchrun."""
+def rank(config: str, notes: str) -> None:
+    """One rank of a run, to be started by torchrun; notes rows and seconds of the ranks, a line per step."""
     torch.set_num_threads(1)
-    passes, share = trainer.Loop._passes, Keeper.share
+    seconds = SLOWER if int(os.environ["RANK"]) else 1
+    commit = Keeper.commit
 
-    def slowed(self: trainer.Loop, part: Part, count: int) -> list[torch.Tensor]:
-        started = time.perf_counter()
-        losses = passes(self, part, count)
-        if self.world.rank:
-            time.sleep((SLOWER - 1) * (time.perf_counter() - started))
-        return losses
+    def noted(self: Keeper, order: Order, digest: int, values: Mapping[str, float], busy: Sequence[float]) -> Committed:
+        rows = [len(part) for part in share_out(order.count, order.shares)]
+        with Path(notes).open("a", encoding="utf-8") as file:
+            print(json.dumps([rows, list(busy)]), file=file)
+        return commit(self, order, digest, values, busy)
 
-    trainer.Loop._passes = slowed  # type: ignore[method-assign]
-    if shares == "best":
-        Keeper.share = lambda self, shares: share(self, [SLOWER, 1])  # type: ignore[method-assign]
+    trainer.Loop.clock = staticmethod(lambda: seconds * time.thread_time())
+    Keeper.commit = noted  # type: ignore[method-assign]
     trainer.train(load_options(config))
 
 
-def measure(folder: Path, shares: str, prepared: Path) -> tuple[float, list[int]]:
-    """Seconds of a step of a run, and its last shares."""
-    run = folder / shares
-    if prepared.is_dir() and prepared != run:
-        for part in ("tokenizer", "data"):
-            shutil.copytree(prepared / part, run / part)
-    config = folder / f"{shares}.yaml"
-    config.write_text(dump_options(options_of(run, "speed" if shares == "speed" else "equal")), encoding="utf-8")
+def over_the_best(rows: Sequence[int], busy: Sequence[float]) -> float:
+    """The slowest rank's seconds over those that every rank would take under the best split."""
+    return max(busy) * sum(count / taken for count, taken in zip(rows, busy, strict=True)) / sum(rows)
+
+
+def measure(folder: Path, shares: str) -> tuple[float, float, list[int]]:
+    """Seconds of a step's passes, how far they exceed the optimum in percent, and the rows of the ranks at the end."""
+    config, notes = folder / f"{shares}.yaml", folder / f"{shares}.jsonl"
+    config.write_text(dump_options(options_of(folder / shares, shares)), encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, "-m", "bench.shares", "rank", str(config), shares]
-    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-    seconds = [record["seconds"] for record in read_metrics(run) if record["kind"] == "train"]
-    entered = [line.record["shares"] for line in scan(run / NAME).lines if line.record["kind"] == "ranks"]
-    return statistics.quantiles(seconds[-COUNTED:], n=4)[0], entered[-1]
+    command = [*torchrun, "-m", "bench.shares", "rank", str(config), str(notes)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    steps = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()][-COUNTED:]
+    excess = statistics.median(over_the_best(rows, busy) for rows, busy in steps) - 1
+    return statistics.median(max(busy) for _, busy in steps), 100 * excess, steps[-1][0]
 
 
 def main(arguments: list[str]) -> int:
@@ -96,32 +92,23 @@ def main(arguments: list[str]) -> int:
     default = machine.ROOT / "bench" / "results" / machine.this_machine() / "studies" / "shares.json"
     path = Path(arguments[0]) if arguments else default
     path.parent.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, list[float]] = {name: [] for name in RUNS}
-    last: list[list[int]] = []
+    table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for turn in range(TURNS):
-            folder = Path(temporary) / f"turn{turn}"
-            folder.mkdir()
-            for name in RUNS:
-                taken, shares = measure(folder, name, Path(temporary) / "turn0" / RUNS[0])
-                seconds[name].append(taken)
-                if name == "speed":
-                    last.append(shares)
-            print(json.dumps({name: values[-1] for name, values in seconds.items()}), last[-1], flush=True)
-
-    def over_best(name: str) -> float:
-        return statistics.median(a / b for a, b in zip(seconds[name], seconds["best"], strict=True))
-
+        for shares in ("equal", "speed"):
+            seconds, excess, rows = measure(Path(temporary), shares)
+            table[shares] = {
+                "passes_ms": float(f"{1e3 * seconds:.4g}"),
+                "over_the_best_percent": float(f"{excess:.3g}"),
+                "rows": rows,
+            }
+            print(shares, json.dumps(table[shares]), flush=True)
     facts = {
         "command": COMMAND,
         "torch": torch.__version__,
         "cpu_level": str(flagattn.cpu_level()),
         "slower": SLOWER,
-        "rows": ROWS,
         "tokens_per_row": SEQLEN,
-        "step_ms": {name: float(f"{1e3 * statistics.median(values):.4g}") for name, values in seconds.items()},
-        "shares_found": last,
-        "over_the_best_percent": {name: float(f"{100 * (over_best(name) - 1):.3g}") for name in ("equal", "speed")},
+        "shares": table,
     }
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}")
