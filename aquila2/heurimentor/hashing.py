@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 BLOCK = 1 << 24
+THREADS = "hashing"  # their name
 PIECE = 1 << 18  # what is hashed as soon as it is read, still lies in the core's own cache
 
 
@@ -38,7 +39,7 @@ def hashes_of(
     jobs = [
         (name, path, start) for name, path in paths.items() for start in range(0, max(path.stat().st_size, 1), BLOCK)
     ]
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1, THREADS) as pool:
         digests = list(pool.map(lambda job: hash_block(job[1], job[2], places.get(job[0], ())), jobs))
     hashes: dict[str, list[str]] = {name: [] for name in paths}
     for (name, _, _), digest in zip(jobs, digests, strict=True):

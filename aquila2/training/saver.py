@@ -12,17 +12,20 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from aquila2.heurimentor import hashing
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import Contents, checkpoint_path, save_checkpoint
 from aquila2.training.options import Options
 
 LEAST = 19  # the lowest priority
+NAME = "checkpoint"  # of the thread
 
 
 class Saver:
@@ -41,7 +44,8 @@ class Saver:
     def __init__(self, folder: Path, tokenizer: Aquila2Tokenizer, options: Options) -> None:
         self.folder, self.tokenizer, self.options = folder, tokenizer, options
         self._kept: dict[str, Tensor] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=NAME)
+        self._awaited = threading.Event()
         self._under_way: Future[None] | None = None
 
     def __enter__(self) -> Saver:
@@ -78,7 +82,8 @@ class Saver:
             if not owned:
                 weights, moments = self._copies("weights", contents.weights), self._copies("moments", contents.moments)
                 contents = contents._replace(weights=weights, moments=moments)
-            self._under_way = self._thread.submit(self._write, contents, _copied(contents))
+            self._awaited.clear()
+            self._under_way = self._thread.submit(self._write_beside, contents, _copied(contents))
         return checkpoint_path(self.folder, contents.step)
 
     def check(self) -> None:
@@ -90,6 +95,8 @@ class Saver:
         """Waits until the save under way is written, or raises what it has failed with."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
+            self._awaited.set()
+            _prefer_writers()
             under_way.result()
 
     def _copies(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,6 +108,12 @@ class Saver:
             copies[name] = kept.copy_(tensor, non_blocking=True)
         return copies
 
+    def _write_beside(self, contents: Contents, copied: torch.cuda.Event | None) -> None:
+        _give_way()
+        if self._awaited.is_set():
+            _prefer_writers()
+        self._write(contents, copied)
+
     def _write(self, contents: Contents, copied: torch.cuda.Event | None = None) -> None:
         if copied is not None:
             copied.synchronize()
@@ -108,10 +121,19 @@ class Saver:
 
 
 def _give_way() -> None:
-    """Has this thread, and those that it starts to hash, take the cores that the steps leave; where nobody else wants
-    them, as at the end of a run, they have them all."""
+    """Has this thread, and those that it starts to hash, take what the steps leave of the cores."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST)
+
+
+def _prefer_writers() -> None:
+    """Gives the threads that write the priority of the process: somebody waits for them, perhaps on a busy machine."""
+    if sys.platform == "linux":
+        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        for thread in threading.enumerate():
+            if thread.name.startswith((NAME, hashing.THREADS)) and thread.native_id is not None:
+                with suppress(OSError):  # it may have ended; and not everybody may raise a priority
+                    os.setpriority(os.PRIO_PROCESS, thread.native_id, usual)
 
 
 def _memory_like(tensor: Tensor) -> Tensor:

@@ -183,30 +183,45 @@ def test_a_rewind_waits_for_the_checkpoint_that_it_goes_back_to(
     assert not audit(tmp_path / "run", data=True).faults
 
 
-def test_the_writer_gives_way_to_the_steps(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+def test_the_writer_gives_way_to_the_steps_until_it_is_waited_for(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     priorities: dict[str, int] = {}
+    hash_block, prefer = hashing.hash_block, saver._prefer_writers
+    hashes, waits = threading.Event(), threading.Event()
 
-    def noting(what: str) -> None:
+    def note(what: str) -> None:
         priorities[what] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    hash_block = hashing.hash_block
-
     def hashed(*arguments: Any) -> str:
-        noting("hashing")
+        note("hashing")
+        hashes.set()
+        waits.wait(60)
+        note("hashing, waited for")
         return hash_block(*arguments)
 
-    options = options_for(texts, tmp_path / "run")
-    result = trainer.train(options)
-    at_write(monkeypatch, lambda step: noting("writing"))
-    monkeypatch.setattr(hashing, "hash_block", hashed)
-    noting("steps")
+    def preferring() -> None:
+        prefer()
+        waits.set()
+
+    result = trainer.train(options_for(texts, tmp_path / "run"))
     optimizer = torch.optim.AdamW(result.model.parameters())
-    with Saver(tmp_path / "saved", result.tokenizer, options) as subject:
-        subject.save(contents_of(result.model, optimizer, {"step": 1}))
-        subject.wait()
-        expected = 19 if sys.platform == "linux" else priorities["steps"]
-        assert (priorities["writing"], priorities["hashing"]) == (expected, expected)
-        subject.save(contents_of(result.model, optimizer, {"step": 2}), last=True)  # nothing is trained meanwhile
+    note("steps")
+    at_write(monkeypatch, lambda step: note("writing"))
+    monkeypatch.setattr(hashing, "hash_block", hashed)
+    monkeypatch.setattr(saver, "_prefer_writers", preferring)
+    with Saver(tmp_path / "saved", result.tokenizer, options_for(texts, tmp_path / "run")) as subject:
+        for step in (1, 2):
+            hashes.clear()
+            waits.clear()
+            subject.save(contents_of(result.model, optimizer, {"step": step}))
+            assert hashes.wait(60)
+            assert (priorities["writing"], priorities["hashing"]) == (19, 19)
+            subject.wait()
+            raised = priorities["hashing, waited for"]
+            assert raised == priorities["steps"] or (raised == 19 and os.geteuid())
+        subject.save(contents_of(result.model, optimizer, {"step": 3}), last=True)  # nothing is trained meanwhile
     assert priorities["writing"] == priorities["hashing"] == priorities["steps"]
 
 
