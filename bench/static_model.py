@@ -138,7 +138,7 @@ def predicted(count: Counter[str], tile: Tile, head_dim: int, gpu: Gpu) -> dict[
 
 
 def tile_of(kernel: str, head_dim: int, registers: int, shared_bytes: int) -> Tile:
-    """As heuristics.h and backward_heuristics.h choose for kernels without score terms."""
+    """As heuristics.h and backward_tiles.h choose for kernels without score terms."""
     if kernel == "forward":
         rows, keys = (64, 32) if head_dim > 128 else (128, 64)
         return Tile(rows, keys, 4, 2, registers, shared_bytes)

@@ -273,12 +273,12 @@ def _cuda_forward(head_dim: int, name: str, arguments: dict[str, Any]) -> str:
 
 
 def _cuda_backward(head_dim: int, arguments: dict[str, Any]) -> str:
-    """As csrc/attention/cuda/sm80/backward_heuristics.h chooses."""
+    """As csrc/attention/cuda/sm80/backward_tiles.h chooses."""
     terms = [term for term in ("attn_mask", "alibi_slopes", "dropout_p") if _is_given(arguments.get(term))]
-    widths = (64, 128, 256) if terms else (64, 96, 128, 192, 256)
-    width = next((width for width in widths if head_dim <= width), None)
-    if width is None:
+    if head_dim > 256:
         return f"none: the head dimension is {head_dim}, and the kernels take up to 256"
+    with_terms = next(width for width in (64, 128, 256) if head_dim <= width)
+    width = with_terms if terms else _cuda_width(head_dim)
     keys = 64 if width > 128 else 128
     rows = 128 if width == 64 and not terms else 64
     text = (
@@ -286,8 +286,11 @@ def _cuda_backward(head_dim: int, arguments: dict[str, Any]) -> str:
         "dq added up in the order of the key tiles"
     )
     if width != 64 or not terms:
-        text += "; GPUs of compute capability 8.6, 8.9 and 12 refuse it, as a block takes more than their 99 KiB of "
-        text += "shared memory"
+        small_rows, small_keys = {64: (64, 128), 128: (64, 64), 256: (32, 32)}[with_terms]
+        text += (
+            f"; {small_keys} keys against {small_rows} rows, columns padded to {with_terms}, where a block has 99 KiB "
+        )
+        text += "of shared memory (compute capability 8.6, 8.9 and 12)"
     mask = arguments.get("attn_mask")
     if mask is not None and mask.dtype is not torch.bool:
         text += "; the gradient of attn_mask is a pass of its own"

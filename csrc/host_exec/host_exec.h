@@ -57,7 +57,7 @@ struct Counters {
   void add(const Counters& other);
 };
 
-// Of the last launch.
-const Counters& counters();
+// Of the last launch, or of one of the seven before it.
+const Counters& counters(int before = 0);
 
 }  // namespace flagattn::host_exec

@@ -12,9 +12,23 @@ namespace {
 
 constexpr int kMostThreads = 1024;
 
-// What one block may take.
-int most_shared_bytes(int compute_capability) {
-  switch (compute_capability) {
+Options global_options;
+
+constexpr int kKeptCounters = 8;
+Counters global_counters[kKeptCounters];
+int64_t launches = 0;
+
+}  // namespace
+
+int thread_index() { return self->index; }
+int block_index() { return machine->block; }
+Options& options() { return global_options; }
+const Counters& counters(int before) {
+  return global_counters[(launches + 2 * kKeptCounters - 1 - before) % kKeptCounters];
+}
+
+int most_shared_bytes() {
+  switch (global_options.compute_capability) {
     case 80:
     case 87:
       return 163 << 10;
@@ -27,22 +41,12 @@ int most_shared_bytes(int compute_capability) {
   }
 }
 
-Options global_options;
-Counters global_counters;
-
-}  // namespace
-
-int thread_index() { return self->index; }
-int block_index() { return machine->block; }
-Options& options() { return global_options; }
-const Counters& counters() { return global_counters; }
-
 Status launch(const LaunchShape& shape, void (*body)(const void* closure), const void* closure) {
   if (shape.threads <= 0 || shape.threads > kMostThreads || shape.threads % kWarpSize != 0) {
     return Status::error("a block of " + std::to_string(shape.threads) +
                          " threads; the runner takes whole warps, at most 1024");
   }
-  const int capability = global_options.compute_capability, most = most_shared_bytes(capability);
+  const int capability = global_options.compute_capability, most = most_shared_bytes();
   if (shape.shared_bytes > most) {
     return Status::error("a block with " + std::to_string(shape.shared_bytes) +
                          " bytes of shared memory; compute "
@@ -72,7 +76,7 @@ Status launch(const LaunchShape& shape, void (*body)(const void* closure), const
   const tsan::Unseen unseen;
   Counters sum;
   for (const Worker& worker : pool) sum.add(worker.counters());
-  global_counters = sum;
+  global_counters[launches++ % kKeptCounters] = sum;
   const auto error = std::find_if(ends.begin(), ends.end(), [](const Status& end) { return !end.ok(); });
   return error == ends.end() ? Status::success() : *error;
 }

@@ -16,6 +16,9 @@ struct Rotation {
   bool interleaved;
 };
 
+// Arguments refer to what they are made of, so this must outlive them as well.
+inline const std::optional<Tensor> kNotPacked;
+
 // Device::attend(args): checks the arguments and attends.
 // Device::append_and_attend(args, params, fresh, rotation): params hold what was checked, the rows to append included.
 // Of those, the first are keys; `rotation` may be null.
@@ -28,18 +31,8 @@ struct CacheOps {
                                             double softcap, const OptionalTensor& alibi_slopes,
                                             const OptionalTensor& sinks) {
     const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-    return Device::attend({.op = "attention_kvcache",
-                           .q = q,
-                           .k = k_cache,
-                           .v = v_cache,
-                           .cu_seqlens_q = std::nullopt,
-                           .cu_seqlens_k = std::nullopt,
-                           .softmax_scale = softmax_scale,
-                           .window_left = window_left,
-                           .window_right = window_right,
-                           .softcap = softcap,
-                           .scores = {.alibi_slopes = pointer_to(alibi_slopes), .sinks = pointer_to(sinks)},
-                           .cache = &cache});
+    return Device::attend(batched_args("attention_kvcache", q, k_cache, v_cache, cache, softmax_scale, window_left,
+                                       window_right, softcap, alibi_slopes, sinks));
   }
 
   static AttentionResults attention_kvcache_varlen(
@@ -75,18 +68,8 @@ struct CacheOps {
       const OptionalTensor& block_table, double softmax_scale, int64_t window_left, int64_t window_right,
       double softcap, const OptionalTensor& alibi_slopes, const OptionalTensor& sinks) {
     const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-    const AttentionArgs args{.op = "attention_kvcache_append",
-                             .q = q,
-                             .k = k_cache,
-                             .v = v_cache,
-                             .cu_seqlens_q = std::nullopt,
-                             .cu_seqlens_k = std::nullopt,
-                             .softmax_scale = softmax_scale,
-                             .window_left = window_left,
-                             .window_right = window_right,
-                             .softcap = softcap,
-                             .scores = {.alibi_slopes = pointer_to(alibi_slopes), .sinks = pointer_to(sinks)},
-                             .cache = &cache};
+    const AttentionArgs args = batched_args("attention_kvcache_append", q, k_cache, v_cache, cache, softmax_scale,
+                                            window_left, window_right, softcap, alibi_slopes, sinks);
     AttentionParams params = checked_params(args);
     check(rotary_cos.has_value() == rotary_sin.has_value(), args.op,
           "rotary_cos and rotary_sin must be given together.");
@@ -104,21 +87,8 @@ struct CacheOps {
                                             int64_t dist_threshold, double softmax_scale, int64_t window_left,
                                             int64_t window_right, double softcap, const OptionalTensor& sinks) {
     const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-    return Device::attend({.op = "piecewise_kvcache",
-                           .q = q1,
-                           .k = k1_cache,
-                           .v = v_cache,
-                           .q2 = &q2,
-                           .k2 = &k2_cache,
-                           .cu_seqlens_q = std::nullopt,
-                           .cu_seqlens_k = std::nullopt,
-                           .dist_threshold = dist_threshold,
-                           .softmax_scale = softmax_scale,
-                           .window_left = window_left,
-                           .window_right = window_right,
-                           .softcap = softcap,
-                           .scores = {.sinks = pointer_to(sinks)},
-                           .cache = &cache});
+    return Device::attend(piecewise_args("piecewise_kvcache", q1, k1_cache, q2, k2_cache, v_cache, cache,
+                                         dist_threshold, softmax_scale, window_left, window_right, softcap, sinks));
   }
 
   static AttentionResults piecewise_kvcache_append(
@@ -128,21 +98,8 @@ struct CacheOps {
       int64_t dist_threshold, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
       const OptionalTensor& sinks) {
     const CacheArgs cache{cache_seqlens, cache_batch_idx, cache_leftpad, block_table};
-    const AttentionArgs args{.op = "piecewise_kvcache_append",
-                             .q = q1,
-                             .k = k1_cache,
-                             .v = v_cache,
-                             .q2 = &q2,
-                             .k2 = &k2_cache,
-                             .cu_seqlens_q = std::nullopt,
-                             .cu_seqlens_k = std::nullopt,
-                             .dist_threshold = dist_threshold,
-                             .softmax_scale = softmax_scale,
-                             .window_left = window_left,
-                             .window_right = window_right,
-                             .softcap = softcap,
-                             .scores = {.sinks = pointer_to(sinks)},
-                             .cache = &cache};
+    const AttentionArgs args = piecewise_args("piecewise_kvcache_append", q1, k1_cache, q2, k2_cache, v_cache, cache,
+                                              dist_threshold, softmax_scale, window_left, window_right, softcap, sinks);
     AttentionParams params = checked_params(args);
     const NewRows fresh[] = {{{"k1", k1}, k1_cache, params.head_dim},
                              {{"k2", k2}, k2_cache, params.head_dim},
@@ -158,6 +115,47 @@ struct CacheOps {
     library.impl("attention_kvcache_append", TORCH_BOX(&CacheOps::attention_kvcache_append));
     library.impl("piecewise_kvcache", TORCH_BOX(&CacheOps::piecewise_kvcache));
     library.impl("piecewise_kvcache_append", TORCH_BOX(&CacheOps::piecewise_kvcache_append));
+  }
+
+ private:
+  // Of queries that are not packed. All that is given must outlive the arguments.
+  static AttentionArgs batched_args(const char* op, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                    const CacheArgs& cache, double softmax_scale, int64_t window_left,
+                                    int64_t window_right, double softcap, const OptionalTensor& alibi_slopes,
+                                    const OptionalTensor& sinks) {
+    return {.op = op,
+            .q = q,
+            .k = k_cache,
+            .v = v_cache,
+            .cu_seqlens_q = kNotPacked,
+            .cu_seqlens_k = kNotPacked,
+            .softmax_scale = softmax_scale,
+            .window_left = window_left,
+            .window_right = window_right,
+            .softcap = softcap,
+            .scores = {.alibi_slopes = pointer_to(alibi_slopes), .sinks = pointer_to(sinks)},
+            .cache = &cache};
+  }
+
+  static AttentionArgs piecewise_args(const char* op, const Tensor& q1, const Tensor& k1_cache, const Tensor& q2,
+                                      const Tensor& k2_cache, const Tensor& v_cache, const CacheArgs& cache,
+                                      int64_t dist_threshold, double softmax_scale, int64_t window_left,
+                                      int64_t window_right, double softcap, const OptionalTensor& sinks) {
+    return {.op = op,
+            .q = q1,
+            .k = k1_cache,
+            .v = v_cache,
+            .q2 = &q2,
+            .k2 = &k2_cache,
+            .cu_seqlens_q = kNotPacked,
+            .cu_seqlens_k = kNotPacked,
+            .dist_threshold = dist_threshold,
+            .softmax_scale = softmax_scale,
+            .window_left = window_left,
+            .window_right = window_right,
+            .softcap = softcap,
+            .scores = {.sinks = pointer_to(sinks)},
+            .cache = &cache};
   }
 };
 

@@ -10,27 +10,27 @@
 namespace flagattn {
 namespace {
 
-// Goes back to torch's allocator before the kernels have run, which then reuses it on this stream only.
-Tensor doubles(const Tensor& like, int64_t count) { return empty_like_device(like, ScalarType::Double, {count}); }
-
 struct OnCuda {
   static void check_targets(const char* op, const LossRows& in, const Tensor& targets) {
     check_targets_if_asked(op, in, targets);
   }
 
   static void forward(const char* op, const CrossEntropyParams& params, const Tensor& logits) {
-    const torch::stable::accelerator::DeviceGuard on_device(logits.get_device_index());
-    const Tensor scratch = doubles(logits, sm80::cross_entropy_scratch(params.in));
-    check(sm80::run_cross_entropy(params, static_cast<double*>(output_data(scratch)),
-                                  current_cuda_stream(logits.get_device_index())),
-          op);
+    run(op, params, logits, sm80::cross_entropy_scratch(params.in), sm80::run_cross_entropy);
   }
 
   static void backward(const char* op, const CrossEntropyBackwardParams& params, const Tensor& logits) {
+    run(op, params, logits, sm80::cross_entropy_backward_scratch(params.in), sm80::run_cross_entropy_backward);
+  }
+
+ private:
+  // The scratch goes back to torch's allocator before the kernels have run, which then reuses it on this stream only.
+  template <typename Params>
+  static void run(const char* op, const Params& params, const Tensor& logits, int64_t doubles,
+                  Status (*launch)(const Params&, double*, Stream)) {
     const torch::stable::accelerator::DeviceGuard on_device(logits.get_device_index());
-    const Tensor scratch = doubles(logits, sm80::cross_entropy_backward_scratch(params.in));
-    check(sm80::run_cross_entropy_backward(params, static_cast<double*>(output_data(scratch)),
-                                           current_cuda_stream(logits.get_device_index())),
+    const Tensor scratch = empty_like_device(logits, ScalarType::Double, {doubles});
+    check(launch(params, static_cast<double*>(output_data(scratch)), current_cuda_stream(logits.get_device_index())),
           op);
   }
 };

@@ -16,14 +16,10 @@ struct CrossEntropyOps {
                                    int64_t ignore_index, int64_t reduction, double softcap, double z_loss,
                                    double label_smoothing) {
     constexpr const char* op = "cross_entropy";
-    const Argument x("logits", logits);
-    CrossEntropyParams params;
-    params.dtype = check_floating(op, x);
-    params.logits = strided_rows(op, x);
-    params.in = loss_rows(op, x, rows_by_cols(x).cols, targets, token_weights, ignore_index, reduction, softcap, z_loss,
-                          label_smoothing);
+    auto params = checked_params<CrossEntropyParams>(op, logits, targets, token_weights, ignore_index, reduction,
+                                                     softcap, z_loss, label_smoothing);
     Device::check_targets(op, params.in, targets);
-    LossTensors results = empty_results(x, params.in, &params.out);
+    LossTensors results = empty_results({"logits", logits}, params.in, &params.out);
     Device::forward(op, params, logits);
     return results;
   }
@@ -63,6 +59,20 @@ struct CrossEntropyOps {
   }
 
  private:
+  // What both directions know of logits and targets.
+  template <typename Params>
+  static Params checked_params(const char* op, const Tensor& logits, const Tensor& targets,
+                               const OptionalTensor& token_weights, int64_t ignore_index, int64_t reduction,
+                               double softcap, double z_loss, double label_smoothing) {
+    const Argument x("logits", logits);
+    Params params;
+    params.dtype = check_floating(op, x);
+    params.logits = strided_rows(op, x);
+    params.in = loss_rows(op, x, rows_by_cols(x).cols, targets, token_weights, ignore_index, reduction, softcap, z_loss,
+                          label_smoothing);
+    return params;
+  }
+
   // All but dlogits.
   static CrossEntropyBackwardParams checked_backward_params(const char* op, const OptionalTensor& dloss,
                                                             const OptionalTensor& dlse, const Tensor& logits,
@@ -70,12 +80,8 @@ struct CrossEntropyOps {
                                                             const Tensor& lse_parts, int64_t ignore_index,
                                                             int64_t reduction, double softcap, double z_loss,
                                                             double label_smoothing) {
-    const Argument x("logits", logits);
-    CrossEntropyBackwardParams params;
-    params.dtype = check_floating(op, x);
-    params.logits = strided_rows(op, x);
-    params.in = loss_rows(op, x, rows_by_cols(x).cols, targets, token_weights, ignore_index, reduction, softcap, z_loss,
-                          label_smoothing);
+    auto params = checked_params<CrossEntropyBackwardParams>(op, logits, targets, token_weights, ignore_index,
+                                                             reduction, softcap, z_loss, label_smoothing);
     params.upstream = upstream_of(op, params.in, dloss, dlse, lse_parts);
     Device::check_targets(op, params.in, targets);
     return params;

@@ -105,10 +105,17 @@ def shared_bytes(kernel: str) -> int:
         return 256 * 4
     if kernel.startswith("attention/cuda/sm80/backward_bias_instance"):
         head_dim = int(kernel.rsplit("_", 1)[1])
-        return int(kernels.host_exec_module().attention_bias_gradient_sm80_shared_bytes(head_dim))
+        return int(kernels.host_exec_module().attention_bias_gradient_sm80_shared_bytes(head_dim, False))
     if kernel.startswith("attention/cuda/sm80/backward_instance"):
         _, head_dim, terms = kernel.rsplit("_", 2)
-        return int(kernels.host_exec_module().attention_backward_sm80_tile(int(head_dim), terms == "true")[2])
+        return int(
+            kernels.host_exec_module().attention_backward_sm80_shared_bytes(int(head_dim), terms == "true", False)
+        )
+    if kernel.startswith("attention/cuda/sm80/backward_small_instance"):
+        head_dim = int(kernel.rsplit("_", 1)[1])
+        return int(kernels.host_exec_module().attention_backward_sm80_shared_bytes(head_dim, True, True))
+    if kernel.startswith("attention/cuda/sm80/backward_bias_small_instance"):
+        return int(kernels.host_exec_module().attention_bias_gradient_sm80_shared_bytes(256, True))
     if kernel.startswith(("attention/cuda/sm80/decode:", "attention/cuda/sm80/append:")):
         return 0
     if kernel.startswith("attention/cuda/sm80/decode_instance"):
@@ -119,8 +126,10 @@ def shared_bytes(kernel: str) -> int:
 
 
 def test_shared_memory_is_the_tables_and_blocks_fit() -> None:
-    """Two of all but the attention backward, which has one."""
+    """Two of all but the attention backward, which has one; on GPUs with less, one of all but its large tiles."""
     for kernel, launch in json.loads(TABLE.read_text())["launches"].items():
         assert launch["shared_bytes"] == shared_bytes(kernel)
-        blocks = 1 if re.search("attention/cuda/sm80/backward_(bias_)?instance", kernel) else 2
+        blocks = 1 if re.search("attention/cuda/sm80/backward_(bias_)?(small_)?instance", kernel) else 2
         assert blocks * (launch["shared_bytes"] + 1024) <= 164 * 1024  # of an A100's multiprocessor
+        if not re.search("attention/cuda/sm80/backward_(bias_)?instance", kernel):
+            assert launch["shared_bytes"] <= 99 * 1024  # of compute capability 8.6, 8.9 and 12

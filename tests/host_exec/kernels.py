@@ -12,15 +12,15 @@ from flagattn.testing import AttentionCase, AttentionInputs
 from tests.host_exec.builds import host_exec_module
 
 
-def set_schedule(*, seed: int = 0, copies: str = "lazy", workers: int = 2) -> None:
-    """How the next kernels run: warps in turn (seed 0) or seeded; when copies land; how many blocks at once."""
+def set_schedule(*, seed: int = 0, copies: str = "lazy", workers: int = 2, compute_capability: int = 80) -> None:
+    """How the next kernels run: warps in turn (seed 0) or seeded; when copies land; how many blocks at once; where."""
     module = host_exec_module()
-    module.set_options(seed, getattr(module.CopyTiming, copies), workers)
+    module.set_options(seed, getattr(module.CopyTiming, copies), workers, compute_capability)
 
 
-def counters() -> dict[str, Any]:
-    """What the last kernel did (host_exec.h's Counters); "instructions" is a dict by class."""
-    return host_exec_module().counters()
+def counters(before: int = 0) -> dict[str, Any]:
+    """What the last kernel did, or one of the seven before it (host_exec.h): "instructions" is a dict by class."""
+    return host_exec_module().counters(before)
 
 
 def heads_view(tensor: Tensor) -> object:

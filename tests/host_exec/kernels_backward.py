@@ -37,6 +37,13 @@ def attention_backward_sm80(
     return gradients
 
 
+def kernel_of(case: AttentionCase, inputs: AttentionInputs, shared_bytes: int) -> tuple[int, bool, int, int, int]:
+    """For a GPU that gives a block so much: width, whether terms may join, query rows and keys of a tile, its bytes."""
+    nothing = torch.empty(0, 0, 0, 0), torch.empty(0, 0, 0)
+    params = attention_params(case, inputs, *nothing)
+    return tuple(host_exec_module().attention_backward_sm80_kernel(params, shared_bytes))
+
+
 def supported_by_sm80(case: AttentionCase) -> bool:
     """Head dims in multiples of 8 up to 256 and operands on 16-byte borders; the rest raises (test_refusals)."""
     dims = (case.head_dim, case.value_dim)

@@ -3,8 +3,8 @@
 // test_sanitizers_backward.py.
 //
 //   run_backward dtype=bf16 head_dim=64 heads_q=4 heads_k=2 lengths=33:70,128:64 [packed=1] [right=0] [left=17]
-//   [softcap=0] [threshold=50] [terms=1] [seed=0] [copies=lazy] [workers=1] [resident=0] [fault=missing_barrier]
-//   [offsets_q=0:1000:70] [offsets_k=...]
+//   [softcap=0] [threshold=50] [terms=1] [seed=0] [copies=lazy] [workers=1] [resident=0] [capability=80]
+//   [fault=missing_barrier] [offsets_q=0:1000:70] [offsets_k=...]
 //
 // A threshold makes it piecewise. Terms are a bias of (1, heads, rows, keys) with its gradient, ALiBi, a mask of keys,
 // sinks and dropout; dense problems only. With offsets the kernels are given those instead of the lengths' (packed=1),
@@ -308,6 +308,7 @@ int main(int argc, char** argv) {
   options.seed = static_cast<uint32_t>(number("seed", 0));
   options.workers = static_cast<int>(number("workers", 1));
   options.resident = static_cast<int>(number("resident", 0));
+  options.compute_capability = static_cast<int>(number("capability", 80));
   options.copies = given["copies"] == "eager"    ? host_exec::CopyTiming::kEager
                    : given["copies"] == "random" ? host_exec::CopyTiming::kRandom
                                                  : host_exec::CopyTiming::kLazy;

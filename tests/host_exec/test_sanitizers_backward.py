@@ -14,6 +14,8 @@ PROBLEMS = (
     "dtype=bf16 head_dim=64 heads_q=2 heads_k=1 lengths=130:190,65:65 packed=1 right=0 threshold=40",
     "dtype=bf16 head_dim=40 heads_q=2 heads_k=1 lengths=70:150,70:150 right=3 softcap=5 terms=1",
     "dtype=fp16 head_dim=256 heads_q=2 heads_k=1 lengths=70:130 right=0",
+    "dtype=bf16 head_dim=256 heads_q=2 heads_k=1 lengths=70:100 right=0 capability=89",
+    "dtype=fp16 head_dim=128 heads_q=2 heads_k=1 lengths=70:150 left=90 right=3 terms=1 capability=89",
 )
 
 
@@ -47,6 +49,15 @@ BETWEEN_BLOCKS = ("missing_global_wait", "missing_warp_sync")
 # Blocks start in order, and a GPU may hold one at a time: a block that waits for a later one waits forever.
 OF_THE_FAULTS = "dtype=bf16 head_dim=64 heads_q=4 lengths=100:190,5:0 packed=1 right=0 resident=1"
 ALSO = {"missing_part_barrier": "threshold=50", "missing_release_barrier": "head_dim=256"}
+# Those of the smallest tile, whose products are dealt to four warps.
+SMALL_TILE = "head_dim=256 capability=89"
+OF_SMALL_TILE = (
+    "missing_release_barrier",
+    "missing_scores_barrier",
+    "missing_copy_wait",
+    "wrong_swizzle",
+    "stray_write",
+)
 
 
 def with_fault(fault: str) -> str:
@@ -56,9 +67,13 @@ def with_fault(fault: str) -> str:
 
 def planted() -> list[tuple[str, Run]]:
     """(fault, a run that must catch it)."""
-    return [
-        (fault, Run("run_backward", build, with_fault(fault))) for fault, builds in FAULTS.items() for build in builds
+    runs = [(fault, build, with_fault(fault)) for fault, builds in FAULTS.items() for build in builds]
+    runs += [
+        (fault, build, f"{OF_THE_FAULTS} {SMALL_TILE} fault={fault}")
+        for fault in OF_SMALL_TILE
+        for build in FAULTS[fault]
     ]
+    return [(fault, Run("run_backward", build, arguments)) for fault, build, arguments in runs]
 
 
 @pytest.mark.parametrize(("fault", "run"), planted(), ids=str)
@@ -69,7 +84,7 @@ def test_planted_fault_is_caught(fault: str, run: Run, done: Done) -> None:
         assert "/cuda/" in done.stdout or "_kernel<" in done.stdout, "the report does not name the kernel"
 
 
-@with_runs(runs_of("run_backward", ("plain", "asan", "tsan"), [OF_THE_FAULTS]))
+@with_runs(runs_of("run_backward", ("plain", "asan", "tsan"), [OF_THE_FAULTS], ("", SMALL_TILE)))
 def test_the_problem_of_the_faults_is_right_without_one(run: Run, done: Done) -> None:
     assert done.returncode == 0, done.stdout[:4000]
 

@@ -23,6 +23,9 @@ const char* type_name() {
 }
 Status launch(const LaunchShape& shape, void (*body)(const void* closure), const void* closure);
 
+// Of shared memory, what the chip that is played gives a block.
+int most_shared_bytes();
+
 // The running thread asks the special-function unit, which only recordings notice: told if `is_recording`.
 inline bool is_recording = false;
 void special_function();

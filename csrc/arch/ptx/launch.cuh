@@ -17,16 +17,28 @@ namespace flagattn::ptx {
 // Of kernels that share no memory.
 struct NoShared {};
 
+// What the current GPU gives a block of shared memory; 0 where CUDA does not say.
+inline int most_shared_bytes() {
+#if FLAGATTN_ON_GPU
+  int device = 0, most = 0;
+  const bool said = cudaGetDevice(&device) == cudaSuccess &&
+                    cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+  return said ? most : 0;
+#else
+  return host_exec::most_shared_bytes();
+#endif
+}
+
 #if FLAGATTN_ON_GPU
 // Why CUDA refused a launch: first of all, whether the GPU gives a block the shared memory that the kernel takes.
 inline std::string refusal(cudaError_t error, int shared_bytes) {
-  int device, most, major, minor;
+  int device, major, minor;
+  const int most = most_shared_bytes();
   const auto ask = [&device](int& value, cudaDeviceAttr attribute) {
     return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
   };
-  if (cudaGetDevice(&device) == cudaSuccess && ask(most, cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
-      ask(major, cudaDevAttrComputeCapabilityMajor) && ask(minor, cudaDevAttrComputeCapabilityMinor) &&
-      shared_bytes > most) {
+  if (most > 0 && shared_bytes > most && cudaGetDevice(&device) == cudaSuccess &&
+      ask(major, cudaDevAttrComputeCapabilityMajor) && ask(minor, cudaDevAttrComputeCapabilityMinor)) {
     return "a block of this kernel takes " + std::to_string((shared_bytes + 1023) / 1024) +
            " KiB of shared memory, but a GPU of compute capability " + std::to_string(major) + "." +
            std::to_string(minor) + " gives at most " + std::to_string(most / 1024) +

@@ -15,13 +15,17 @@ namespace py = pybind11;
 namespace flagattn {
 namespace {
 
-template <int kHeadDim, bool kTerms = false>
+template <int kHeadDim, bool kTerms = false, bool kSmall = false>
 size_t shared_bytes() {
-  return sizeof(sm80::BackwardStorage<sm80::BackwardTraits<BFloat16, kHeadDim, kTerms>>);
+  constexpr sm80::BackwardTile kTile = sm80::BackwardKernel{kHeadDim, kTerms, kSmall}.tile();
+  return sizeof(sm80::BackwardStorage<sm80::BackwardTraits<BFloat16, kHeadDim, kTerms, kTile>>);
 }
 
-size_t shared_bytes(int head_dim, bool terms) {
-  switch (head_dim) {
+size_t shared_bytes(const sm80::BackwardKernel& kernel) {
+  const bool terms = kernel.has_terms;
+  if (kernel.is_small)
+    return kernel.head_dim == 128 ? shared_bytes<128, true, true>() : shared_bytes<256, true, true>();
+  switch (kernel.head_dim) {
     case 64:
       return terms ? shared_bytes<64, true>() : shared_bytes<64>();
     case 96:
@@ -69,16 +73,21 @@ void bind_attention_backward(py::module_& m) {
         if (!status.ok()) throw std::runtime_error(status.message);
       },
       py::call_guard<py::gil_scoped_release>());
-  m.def("attention_backward_sm80_tile", [](int head_dim, bool terms) {
-    const sm80::BackwardTile tile = sm80::backward_tile(head_dim, terms);
-    return py::make_tuple(tile.block_m, tile.block_n, shared_bytes(head_dim, terms));
+  // The kernel for a GPU that gives a block `most` bytes: (width, score terms, query rows, keys, shared bytes).
+  m.def("attention_backward_sm80_kernel", [](const AttentionParams& params, int64_t most) {
+    const sm80::BackwardKernel kernel = sm80::backward_kernel(params, most);
+    const sm80::BackwardTile tile = kernel.tile();
+    return py::make_tuple(kernel.head_dim, kernel.has_terms, tile.block_m, tile.block_n, shared_bytes(kernel));
   });
+  m.def("attention_backward_sm80_shared_bytes",
+        [](int head_dim, bool terms, bool small) { return shared_bytes({head_dim, terms, small}); });
   m.def("attention_backward_sm80_group_parts", [](int heads_q, int heads_k, int seqlen_k, int block_n) {
     AttentionParams params;
     params.heads_q = heads_q, params.heads_k = heads_k, params.seqlen_k = seqlen_k;
     return sm80::backward_group_parts(params, block_n);
   });
-  m.def("attention_bias_gradient_sm80_shared_bytes", [](int head_dim) {
+  m.def("attention_bias_gradient_sm80_shared_bytes", [](int head_dim, bool small) {
+    if (small) return sizeof(sm80::BiasTraits<BFloat16, 256, true>::Tiles);
     return head_dim == 128 ? sizeof(sm80::BiasTraits<BFloat16, 128>::Tiles)
                            : sizeof(sm80::BiasTraits<BFloat16, 256>::Tiles);
   });

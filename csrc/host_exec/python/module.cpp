@@ -115,15 +115,17 @@ void bind_runner(py::module_& m) {
       .value("eager", CopyTiming::kEager)
       .value("lazy", CopyTiming::kLazy)
       .value("random", CopyTiming::kRandom);
-  m.def("set_options", [](uint32_t seed, CopyTiming copies, int workers) {
+  m.def("set_options", [](uint32_t seed, CopyTiming copies, int workers, int compute_capability) {
     host_exec::Options& options = host_exec::options();
     options = {};
     options.seed = seed;
     options.copies = copies;
     options.workers = workers;
+    options.compute_capability = compute_capability;
   });
-  m.def("counters", [] {
-    const host_exec::Counters& c = host_exec::counters();
+  m.def("counters", [](int before) {
+    if (before < 0 || before > 7) throw py::value_error("counters are kept of the last launch and of the seven before");
+    const host_exec::Counters& c = host_exec::counters(before);
     py::dict counters;
     py::dict instructions;
     for (int i = 0; i < host_exec::kInstructions; ++i) {

@@ -9,7 +9,7 @@
 
 namespace flagattn::sm80 {
 
-// Floats that params.workspace must have room for.
+// Floats that params.workspace must have room for on the current GPU.
 int64_t attention_backward_workspace(const AttentionParams& params);
 
 // Enqueues the kernels on `stream`; says in one sentence what they cannot do. bf16 and fp16, head dims that are

@@ -9,8 +9,8 @@
 
 namespace flagattn::sm80 {
 
-template <typename Element, int kHeadDim>
-using BiasTraits = BackwardTraits<Element, kHeadDim, true, kBiasTile>;
+template <typename Element, int kHeadDim, bool kSmall = false>
+using BiasTraits = BackwardTraits<Element, kHeadDim, true, bias_tile(kHeadDim, kSmall)>;
 
 struct BackwardBiasArguments {
   AttentionBackwardParams params;

@@ -6,12 +6,12 @@
 
 namespace flagattn::sm80 {
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kSmall>
 Status launch_attention_bias_gradient(const AttentionBackwardParams& params, const BackwardWorkspace& workspace,
                                       Stream stream) {
-  using Traits = BiasTraits<Element, kHeadDim>;
+  using Traits = BiasTraits<Element, kHeadDim, kSmall>;
   const AttentionParams& forward = params.forward;
-  const BackwardBiasArguments arguments{params, bias_schedule(params), workspace,
+  const BackwardBiasArguments arguments{params, bias_schedule(params, Traits::kTile), workspace,
                                         GradientScale::of(forward.softmax_scale, forward.softcap, true)};
   return ptx::launch<typename Traits::Tiles>(attention_bias_gradient_kernel<Traits>, arguments.schedule.blocks(),
                                              Traits::kThreads, stream, arguments);

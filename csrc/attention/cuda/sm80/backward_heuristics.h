@@ -1,42 +1,15 @@
-// What the backward kernels do with a problem: tiles, who visits which, the order of blocks, the workspace. Pure
+// What the backward kernels do with a problem: who visits which tiles, the order of blocks, the workspace. Pure
 // functions of shapes.
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 
 #include "arch/host_device.h"
-#include "attention/cuda/sm80/heuristics.h"
+#include "attention/cuda/sm80/backward_tiles.h"
 #include "attention/mask.h"
 #include "attention/params.h"
 
 namespace flagattn::sm80 {
-
-// Tiles per head dim, for eight warps. The gradients of a tile of keys and values stay in accumulator registers (64 per
-// thread at head dim 64; 96, 128, 96 and 128 at 96 to 256), and so do, for a while, the scores of all query rows and
-// their gradients (128 at head dim 64, 64 up to 128, 32 beyond). Score terms need registers of their own, so that at
-// head dim 64 there are half as many scores. Head dim 256 has shared memory for one slot of queries.
-struct BackwardTile {
-  int block_m;  // query rows
-  int block_n;  // keys
-  int warps;
-  int slots;  // that queries and output gradients pass through
-};
-
-constexpr BackwardTile backward_tile(int kernel_head_dim, bool has_terms) {
-  if (kernel_head_dim > 128) return {64, 64, 8, kernel_head_dim > 192 ? 1 : 2};
-  return {kernel_head_dim <= 64 && !has_terms ? 128 : 64, 128, 8, 2};
-}
-
-// The instantiation that serves these head dims: columns beyond the operand's are zeros. 0 if there is none. Fewer are
-// made with score terms.
-constexpr int backward_kernel_head_dim(int64_t head_dim, int64_t head_dim_v, bool has_terms) {
-  const int64_t widest = head_dim > head_dim_v ? head_dim : head_dim_v;
-  for (const int width : {64, 96, 128, 192, 256}) {
-    if (widest <= width && !(has_terms && (width == 96 || width == 192))) return width;
-  }
-  return 0;
-}
 
 // Tiles [first, end); none where end <= first.
 struct TileRange {
@@ -192,15 +165,13 @@ struct BiasSchedule {
   }
 };
 
-inline constexpr BackwardTile kBiasTile = {64, 64, 8, 1};
-
-constexpr BiasSchedule bias_schedule(const AttentionBackwardParams& params) {
+constexpr BiasSchedule bias_schedule(const AttentionBackwardParams& params, const BackwardTile& tile) {
   const AttentionParams& p = params.forward;
   const ScoresView& bias = params.dbias;
   return {static_cast<int>(p.batch),
           static_cast<int>(p.heads_q),
-          static_cast<int>((p.seqlen_q + kBiasTile.block_m - 1) / kBiasTile.block_m),
-          static_cast<int>((p.seqlen_k + kBiasTile.block_n - 1) / kBiasTile.block_n),
+          static_cast<int>((p.seqlen_q + tile.block_m - 1) / tile.block_m),
+          static_cast<int>((p.seqlen_k + tile.block_n - 1) / tile.block_n),
           bias.batch_stride != 0,
           bias.head_stride != 0,
           bias.row_stride != 0,
@@ -252,10 +223,10 @@ struct BackwardWorkspace {
     return (head * key_tiles + key_tile) * (1 + parts) + which;
   }
 
-  static BackwardWorkspace of(const AttentionParams& params) {
+  static BackwardWorkspace of(const AttentionParams& params, const BackwardKernel& kernel) {
     BackwardWorkspace workspace = {};
-    workspace.kernel_head_dim = backward_kernel_head_dim(params.head_dim, params.head_dim_v, has_score_terms(params));
-    const BackwardTile tile = backward_tile(workspace.kernel_head_dim, has_score_terms(params));
+    workspace.kernel_head_dim = kernel.head_dim;
+    const BackwardTile tile = kernel.tile();
     workspace.block_m = tile.block_m;
     workspace.block_n = tile.block_n;
     workspace.warps = tile.warps;

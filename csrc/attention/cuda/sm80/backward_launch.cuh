@@ -7,10 +7,10 @@
 
 namespace flagattn::sm80 {
 
-template <typename Element, int kHeadDim, bool kTerms>
+template <typename Element, int kHeadDim, bool kTerms, bool kSmall>
 Status launch_attention_backward(const AttentionBackwardParams& params, const BackwardWorkspace& workspace,
                                  Stream stream) {
-  using Traits = BackwardTraits<Element, kHeadDim, kTerms>;
+  using Traits = BackwardTraits<Element, kHeadDim, kTerms, BackwardKernel{kHeadDim, kTerms, kSmall}.tile()>;
   const AttentionParams& forward = params.forward;
   const BackwardArguments arguments{params, backward_schedule(forward, Traits::kBlockN), workspace,
                                     GradientScale::of(forward.softmax_scale, forward.softcap, kTerms)};

@@ -66,7 +66,7 @@ FLAGATTN_DEVICE void set_queries_apart(typename Traits::KeyGradients& dv, ptx::S
       if (find_not_finite<Element>(word) == 0) continue;
       const ptx::FloatPair pair = not_finite_of<Element>(word);
       FLAGATTN_UNROLL_ALL
-      for (int r = 0; r < Traits::kRowsPerThread; ++r) {
+      for (int r = 0; r < 2 * Traits::kKeyRowTiles; ++r) {
         if (!seen.has(row, 8 * r)) continue;
         dv[r / 2][n][r % 2 * 2] += pair.low;
         dv[r / 2][n][r % 2 * 2 + 1] += pair.high;

@@ -21,20 +21,25 @@ struct BackwardTraits {
   static constexpr int kWarps = kTile.warps;
   static constexpr int kThreads = kWarps * ptx::kWarpSize;
 
-  // Scores and their gradients (queries x keys): warp w has rows 32 (w % kQueryWarps) and the keys that follow from
-  // w / kQueryWarps. Two row tiles a warp, so that a fragment of the right operand serves twice.
+  // A warp takes two row tiles of a product, so that a fragment of the right operand serves twice; of scores one where
+  // there are too few keys for all warps.
   static constexpr int kWarpRows = 32;
-  static constexpr int kRowTiles = kWarpRows / 16;
+
+  // Scores and their gradients (queries x keys): warp w has rows kTile.score_rows (w % kQueryWarps) and the keys that
+  // follow from w / kQueryWarps.
+  static constexpr int kRowTiles = kTile.score_rows / 16;
   static constexpr int kRowsPerThread = 2 * kRowTiles;
-  static constexpr int kQueryWarps = kBlockM / kWarpRows;
+  static constexpr int kQueryWarps = kBlockM / kTile.score_rows;
   static constexpr int kWarpKeys = kBlockN / (kWarps / kQueryWarps);
 
   // dQ (queries x columns), dK and dV (keys x columns). Columns are dealt in groups of 16, one group to each warp of a
   // row of warps in turn, so that every warp's first group lies where an XOR reaches the others (shared_tile.cuh).
   static constexpr int kColumnGroups = kHeadDim / 16;
-  static constexpr int kDqColumnWarps = kWarps / kQueryWarps / (kColumnGroups % (kWarps / kQueryWarps) == 0 ? 1 : 2);
+  static constexpr int kMostColumnWarps = kWarps / (kBlockM / kWarpRows);
+  static constexpr int kDqColumnWarps = kMostColumnWarps / (kColumnGroups % kMostColumnWarps == 0 ? 1 : 2);
   static constexpr int kDqRowWarps = kWarps / kDqColumnWarps;
   static constexpr int kDqRowTiles = kBlockM / 16 / kDqRowWarps;
+  static constexpr int kKeyRowTiles = kWarpRows / 16;
   static constexpr int kKeyWarps = kBlockN / kWarpRows;
   static constexpr int kKeyColumnWarps = kWarps / kKeyWarps;
   static_assert(kColumnGroups % kDqColumnWarps == 0 && kColumnGroups % kKeyColumnWarps == 0);
@@ -66,7 +71,7 @@ struct BackwardTraits {
   // Accumulators: element [i][j][2 h + e] is row 16 i + 8 h + lane / 4, column 8 j + 2 (lane % 4) + e of the warp's.
   using Scores = float[kRowTiles][kWarpKeys / 8][4];
   using QueryGradients = float[kDqRowTiles][2 * kColumnGroups / kDqColumnWarps][4];
-  using KeyGradients = float[kRowTiles][2 * kColumnGroups / kKeyColumnWarps][4];
+  using KeyGradients = float[kKeyRowTiles][2 * kColumnGroups / kKeyColumnWarps][4];
 };
 
 // A warp's scores as the forward's helpers (score_terms.cuh, dropout.cuh) see a tile.
@@ -88,7 +93,7 @@ struct WarpParts {
 
   FLAGATTN_DEVICE explicit WarpParts(int thread) : lane(thread % ptx::kWarpSize) {
     const int warp = thread / ptx::kWarpSize;
-    query_row = warp % Traits::kQueryWarps * Traits::kWarpRows;
+    query_row = warp % Traits::kQueryWarps * Traits::kTile.score_rows;
     key = warp / Traits::kQueryWarps * Traits::kWarpKeys;
     dq_row = warp % Traits::kDqRowWarps * Traits::kDqRowTiles * 16;
     dq_group = warp / Traits::kDqRowWarps;
