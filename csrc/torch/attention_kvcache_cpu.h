@@ -14,13 +14,10 @@
 namespace flagattn {
 
 inline AttentionResults attend_checked(const AttentionArgs& args, AttentionParams& params) {
-  Tensor out = empty_out(params, args.q);
-  Tensor lse = empty_lse(params, args.q);
-  params.out = heads_output(out);
-  params.lse = rows_output(lse);
+  AttentionResults results = empty_results(params, args.q);
   check(cpu::run_attention_forward(params, torch_threads()), args.op);
-  define_rows_behind(params, out);
-  return {std::move(out), std::move(lse)};
+  define_rows_behind(params, std::get<0>(results));
+  return results;
 }
 
 inline Tensor rotated(const RotaryArgs& args, const std::vector<int64_t>& positions) {

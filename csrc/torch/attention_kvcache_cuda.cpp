@@ -15,15 +15,12 @@ namespace flagattn {
 namespace {
 
 AttentionResults attend_checked(const AttentionArgs& args, AttentionParams& params) {
-  Tensor out = empty_out(params, args.q);
-  Tensor lse = empty_lse(params, args.q);
-  params.out = heads_output(out);
-  params.lse = rows_output(lse);
+  AttentionResults results = empty_results(params, args.q);
   Tensor workspace = empty_like_device(args.q, ScalarType::Float, {sm80::attention_decode_workspace(params)});
   check(sm80::run_attention_decode(params, static_cast<float*>(output_data(workspace)),
                                    current_cuda_stream(args.q.get_device_index())),
         args.op);
-  return {std::move(out), std::move(lse)};
+  return results;
 }
 
 void append(const AttentionArgs& args, const AttentionParams& params, const sm80::AppendParams& rows) {

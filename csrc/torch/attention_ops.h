@@ -12,6 +12,14 @@ namespace flagattn {
 using OptionalTensor = std::optional<Tensor>;
 using AttentionResults = std::tuple<Tensor, Tensor>;  // out, lse
 
+// Memory for the results, to which params then point.
+inline AttentionResults empty_results(AttentionParams& params, const Tensor& q) {
+  Tensor out = empty_out(params, q), lse = empty_lse(params, q);
+  params.out = heads_output(out);
+  params.lse = rows_output(lse);
+  return {std::move(out), std::move(lse)};
+}
+
 // Device::check_values(args, params): of cu_seqlens, where the device looks at them.
 // Device::forward(args, params, out): attends; `out` is the tensor of params.out.
 template <typename Device>
@@ -50,12 +58,9 @@ struct AttentionOps {
   static AttentionResults forward(const AttentionArgs& args) {
     AttentionParams params = checked_params(args);
     Device::check_values(args, params);
-    Tensor out = empty_out(params, args.q);
-    Tensor lse = empty_lse(params, args.q);
-    params.out = heads_output(out);
-    params.lse = rows_output(lse);
-    Device::forward(args, params, out);
-    return {std::move(out), std::move(lse)};
+    AttentionResults results = empty_results(params, args.q);
+    Device::forward(args, params, std::get<0>(results));
+    return results;
   }
 };
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from flagattn.testing import AttentionCase, assert_all_close_to_oracle, attention_by_reference, make_inputs
+from flagattn.testing import AttentionCase, make_inputs
 from tests.host_exec import kernels, kernels_backward
 from tests.host_exec.test_attention_backward_sm80 import (
     CASES,
     DTYPES,
     SCHEDULES,
+    assert_oracle_agrees,
     backward_of,
     distances,
     seen_elements,
@@ -37,12 +38,7 @@ SMALL_CASES += OWN_CASES
 @pytest.mark.parametrize("index", range(len(SMALL_CASES)), ids=[case.name for case in SMALL_CASES])
 def test_matches_the_oracle(index: int) -> None:
     kernels.set_schedule(**SCHEDULES[index % len(SCHEDULES)], compute_capability=SMALL_GPU)
-    case, dtype = SMALL_CASES[index], DTYPES[index // 2 % len(DTYPES)]
-    inputs = make_inputs(case, dtype)
-    ours = backward_of(case, inputs)
-    plain = attention_by_reference(case, inputs, dtype)
-    ref64 = attention_by_reference(case, inputs, torch.float64)
-    assert_all_close_to_oracle(ours, {name: plain[name] for name in ours}, {name: ref64[name] for name in ours})
+    assert_oracle_agrees(SMALL_CASES[index], DTYPES[index // 2 % len(DTYPES)])
 
 
 @pytest.mark.parametrize("head_dim", [128, 256])
