@@ -261,9 +261,9 @@ class ForwardWorker : ForwardColumns {
     F32 largest[kNV], rescale[kNV], partial[2][kNV];
     for (F32& most : largest) most = F32::set1(-std::numeric_limits<float>::infinity());
     clear(partial);
-    products_.score(context, mask, runs, largest);
+    products_.score(context, mask, runs, largest, ahead_);
     raise_maximum(statistics, largest, F32::set1(factor_), rescale);
-    products_.weigh(statistics, runs, factor_, dropout, partial);
+    products_.weigh(statistics, runs, factor_, dropout, partial, ahead_);
     add_to_sum(statistics, partial);
     const bool first = statistics.fresh;
     statistics.fresh = false;

@@ -62,7 +62,6 @@ FLAGATTN_KERNEL void add_in_tiles(const TileValues& values, const TileShare& sha
   const int column = first_column(share.first_vector);
   const TileFactors factors{values.tiles + share.begin * kTileHalves, kTileDepth, kTileHalves,
                             weights + (share.begin * kTileRows * kPanel + column) * 2, share.end - share.begin};
-  ahead.share(blocks);
   multiply_blocks<NV>(
       factors, kTileSteps * kTileHalves, blocks, [&](int64_t block) { return sums[block % 2]; },
       [&](int64_t block) {

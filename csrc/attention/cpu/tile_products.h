@@ -81,25 +81,31 @@ class TileProducts {
 
   // One panel against one tile ----------------------------------------------------------------------------------------
 
+  // Rows are asked for between blocks of products and while weights are computed; those of a whole tile at the latest
+  // with its outputs.
+  static constexpr int64_t kShares = kCpuKeyTile / kTileRows + kNV * kTileSteps;
+
   explicit TileProducts(const ForwardScratch& scratch)
       : scores_(scratch.scores), sums_(scratch.sums), weights_(halves(scratch.weights)) {}
 
-  void score(const Context& context, const PanelMask& mask, const Runs& runs, F32 (&largest)[kNV]) const {
-    multiply_tile(context, mask, runs, scores_);
+  void score(const Context& context, const PanelMask& mask, const Runs& runs, F32 (&largest)[kNV],
+             RowList& ahead) const {
+    ahead.share(kShares);
+    multiply_tile(context, mask, runs, scores_, ahead);
     for (const Run& run : runs) {
       with_vectors(run.num_vectors, [&]<int NV>() { finish_scores<NV>(context, mask, run, scores_, largest); });
     }
   }
 
   void weigh(const PanelStatistics& statistics, const Runs& runs, float factor, const float* dropout,
-             F32 (&partial)[2][kNV]) const {
+             F32 (&partial)[2][kNV], RowList& ahead) const {
     if (!fills_steps(runs)) clear_weights(share_of(runs));
     for (const Run& run : runs) {
       with_vectors(run.num_vectors, [&]<int NV>() {
         if (dropout == nullptr) {
-          weigh_in_pairs<NV, false>(statistics, run, factor, scores_, dropout, partial, weights_);
+          weigh_in_pairs<NV, false>(statistics, run, factor, scores_, dropout, partial, weights_, ahead);
         } else {
-          weigh_in_pairs<NV, true>(statistics, run, factor, scores_, dropout, partial, weights_);
+          weigh_in_pairs<NV, true>(statistics, run, factor, scores_, dropout, partial, weights_, ahead);
         }
       });
     }

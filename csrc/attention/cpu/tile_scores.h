@@ -8,6 +8,7 @@
 #include "arch/simd/tiles.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/row_list.h"
 #include "attention/cpu/scores.h"
 #include "attention/cpu/tile_blocks.h"
 #include "attention/cpu/tile_pack.h"
@@ -34,33 +35,36 @@ struct TileSpan {
 
 // Writes scores[key][column] from the span's first key on.
 template <int NV>
-FLAGATTN_KERNEL void multiply_keys(const TileOperands& operands, const TileSpan& span, int64_t steps, float* scores) {
+FLAGATTN_KERNEL void multiply_keys(const TileOperands& operands, const TileSpan& span, int64_t steps, float* scores,
+                                   RowList& ahead) {
   const int column = first_column(span.first_vector);
   const TileFactors factors{operands.keys + span.begin * operands.block_stride, operands.row_stride,
                             operands.step_stride, operands.queries + 2 * column, steps};
   multiply_blocks<NV>(
       factors, operands.block_stride, span.end - span.begin,
-      [&](int64_t block) { return scores + block * kTileRows * kPanel + column; }, [](int64_t) {});
+      [&](int64_t block) { return scores + block * kTileRows * kPanel + column; }, [&](int64_t) { ahead.step(); });
 }
 
-inline void multiply_span(const TileOperands& operands, const TileSpan& span, int64_t steps, float* scores) {
-  with_vectors(span.num_vectors, [&]<int NV>() { multiply_keys<NV>(operands, span, steps, scores); });
+inline void multiply_span(const TileOperands& operands, const TileSpan& span, int64_t steps, float* scores,
+                          RowList& ahead) {
+  with_vectors(span.num_vectors, [&]<int NV>() { multiply_keys<NV>(operands, span, steps, scores, ahead); });
 }
 
 // Far keys are the earlier ones, more of them for later columns: near the border some vectors need both products.
 inline void score_piecewise_block(const TileContext& context, const PanelMask& mask, const TileSpan& span,
-                                  int64_t steps, float* scores) {
+                                  int64_t steps, float* scores, RowList& ahead) {
   const int32_t at = static_cast<int32_t>(span.begin) * kTileRows, rest = context.num_keys - at;
   const int32_t key = context.first_key + at, end = key + (rest < kTileRows ? rest : kTileRows);
   const int stop = span.first_vector + span.num_vectors;
   int first_far = span.first_vector, end_near = stop;
   while (first_far < stop && mask.far_end[last_column(first_far)] <= key) ++first_far;
   while (end_near > span.first_vector && mask.far_end[first_column(end_near - 1)] >= end) --end_near;
-  if (end_near == span.first_vector) return multiply_span(context.far, span, steps, scores);
-  multiply_span(context.near, {span.begin, span.end, span.first_vector, end_near - span.first_vector}, steps, scores);
+  if (end_near == span.first_vector) return multiply_span(context.far, span, steps, scores, ahead);
+  multiply_span(context.near, {span.begin, span.end, span.first_vector, end_near - span.first_vector}, steps, scores,
+                ahead);
   if (first_far == stop) return;
   alignas(64) float far[kTileRows * kPanel];
-  multiply_span(context.far, {span.begin, span.end, first_far, stop - first_far}, steps, far);
+  multiply_span(context.far, {span.begin, span.end, first_far, stop - first_far}, steps, far, ahead);
   for (int v = first_far; v < stop; ++v) {
     const int column = first_column(v);
     const I32 far_end = I32::load(mask.far_end + column);
@@ -72,12 +76,13 @@ inline void score_piecewise_block(const TileContext& context, const PanelMask& m
 }
 
 // The products of a tile, of whole blocks that some column sees.
-inline void multiply_tile(const TileContext& context, const PanelMask& mask, const Runs& runs, float* scores) {
+inline void multiply_tile(const TileContext& context, const PanelMask& mask, const Runs& runs, float* scores,
+                          RowList& ahead) {
   const int64_t steps = depth_steps(context.head_dim), stop = row_blocks(runs.at[runs.count - 1].end);
   TileSpan span{0, 0, 0, 0};
   const auto finish_span = [&] {
     if (span.num_vectors > 0) {
-      multiply_span(context.near, span, steps, scores + span.begin * kTileRows * kPanel);
+      multiply_span(context.near, span, steps, scores + span.begin * kTileRows * kPanel, ahead);
     }
   };
   for (int64_t block = runs.at[0].begin / kTileRows; block < stop; ++block) {
@@ -90,7 +95,7 @@ inline void multiply_tile(const TileContext& context, const PanelMask& mask, con
     const TileSpan next{block, block + 1, first, first < end ? end - first : 0};
     if (context.piecewise) {
       if (next.num_vectors > 0) {
-        score_piecewise_block(context, mask, next, steps, scores + block * kTileRows * kPanel);
+        score_piecewise_block(context, mask, next, steps, scores + block * kTileRows * kPanel, ahead);
       }
     } else if (span.first_vector == next.first_vector && span.num_vectors == next.num_vectors) {
       span.end = next.end;

@@ -8,6 +8,7 @@
 #include "arch/simd/tiles.h"
 #include "attention/cpu/micro_kernel.h"
 #include "attention/cpu/panel_mask.h"
+#include "attention/cpu/row_list.h"
 #include "attention/cpu/softmax.h"
 
 namespace flagattn::FLAGATTN_ISA {
@@ -18,7 +19,7 @@ constexpr int64_t pairs_at(int32_t key, int column) { return (key / 2 * kPanel +
 template <int NV, bool kDrops>
 FLAGATTN_KERNEL void weigh_in_pairs(const PanelStatistics& statistics, const Run& run, float factor,
                                     const float* scores, const float* dropout, F32 (&partial)[2][kNV],
-                                    BFloat16* weights) {
+                                    BFloat16* weights, RowList& ahead) {
   constexpr int kKeys = 4;
   static_assert(kMR % kKeys == 0);
   const F32 minus_factor = F32::set1(-factor), farthest = farthest_below(factor);
@@ -27,6 +28,7 @@ FLAGATTN_KERNEL void weigh_in_pairs(const PanelStatistics& statistics, const Run
     const F32 maximum = F32::load(statistics.maximum + column);
     F32 even = partial[0][v], odd = partial[1][v];
     for (int32_t key = run.begin; key < run.end; key += kKeys) {
+      if (key % kTileDepth == 0) ahead.step();
       const int64_t at = key * kPanel + column;
       F32 some[kKeys];
       FLAGATTN_UNROLL for (int i = 0; i < kKeys; ++i) some[i] = maximum - F32::load(scores + at + i * kPanel);

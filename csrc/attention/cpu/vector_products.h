@@ -84,14 +84,14 @@ class VectorProducts {
 
   explicit VectorProducts(const ForwardScratch& scratch) : scores_(scratch.scores), sums_(scratch.sums) {}
 
-  void score(const Context& context, const PanelMask& mask, const Runs& runs, F32 (&largest)[kNV]) const {
+  void score(const Context& context, const PanelMask& mask, const Runs& runs, F32 (&largest)[kNV], RowList&) const {
     for (const Run& run : runs) {
       with_vectors(run.num_vectors, [&]<int NV>() { score_run<NV>(context, mask, run, scores_, largest); });
     }
   }
 
   void weigh(const PanelStatistics& statistics, const Runs& runs, float factor, const float* dropout,
-             F32 (&partial)[2][kNV]) const {
+             F32 (&partial)[2][kNV], RowList&) const {
     for (const Run& run : runs) {
       with_vectors(run.num_vectors, [&]<int NV>() { weigh_run<NV>(statistics, run, factor, scores_, partial); });
     }
