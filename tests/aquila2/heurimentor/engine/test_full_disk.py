@@ -81,7 +81,7 @@ def test_every_file_may_find_the_disk_full(tmp_path: Path) -> None:
     runs.mkdir()
     options = options_for(tmp_path / "texts", runs, train={"samples": 8}, run={"save_every": 1, "tensorboard": True})
     (tmp_path / "config.yaml").write_text(dump_options(options))
-    names = run_python("-c", SCRIPT, tmp_path / "config.yaml", runs).stdout.split()
+    names = run_python("-c", SCRIPT, tmp_path / "config.yaml", runs, timeout=600).stdout.split()
     assert {"ledger.jsonl", "metrics.jsonl", "checkpoints/step-N.tmp/manifest.json"} < set(names)
     for path in (path for path in (runs / "calm").rglob("*") if path.is_file() and path.suffix != ".lock"):
         assert sum(path.name.split(".")[0] in name for name in names), f"{path} was made behind the test's back"
