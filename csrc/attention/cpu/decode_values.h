@@ -1,5 +1,5 @@
 // Sums of values of few columns: dims in the lanes, the weight of a column broadcast, every value loaded once for up to
-// four columns. Per element the same chain over the keys as in outputs.h.
+// four columns, or eight where their sums fit the registers. Per element the same chain over the keys as in outputs.h.
 #pragma once
 
 #include <cstdint>
@@ -43,12 +43,29 @@ inline void unpair(int64_t num_dims, float* sums) {
 
 // Vectors of sums that stay in registers beside values and a weight.
 inline constexpr int kMostSums = F32::kRegisters / 2;
+inline constexpr bool kTakesTwoBlocks = kMostSums >= 2 * 8;
 
-// sums[g][d ...] (+)= sum over the keys of weights[key][g] * rows[key][d ...]; `rest` dims where a vector is not whole.
-// Element d is already counted in the offset.
+// Lines that are fetched while the first rows are added: with each row one of each table.
+template <typename T, int N>
+struct FetchedLines {
+  typename RowsAhead<T>::Lines tables[N];
+  int64_t num_rows = 0;
+
+  FLAGATTN_INLINE void fetch(int64_t row) const {
+    if (row >= num_rows) return;
+    FLAGATTN_UNROLL for (int i = 0; i < N; ++i) tables[i].fetch(row);
+  }
+};
+// Lines of NV vectors; 1 where they are a part of a line.
+template <typename T, int NV>
+inline constexpr int kLinesOf = (NV * F32::kLanes * static_cast<int>(sizeof(T)) + 63) / 64;
+
+// sums[g][d ...] (+)= sum over the keys of weights[g / 4][key][g % 4] * rows[key][d ...]; `rest` dims where a vector is
+// not whole. Element d is already counted in the offset.
 template <typename T, int G, int NV, bool kWhole>
 FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, int64_t num_keys, int64_t rest,
-                                const float* weights, bool further, float* sums, int64_t ld) {
+                                const float* weights, const FetchedLines<T, kLinesOf<T, NV>>& fetched, bool further,
+                                float* sums, int64_t ld) {
   F32 c[G][NV];
   if (further) {
     load_block(sums, ld, c);
@@ -58,6 +75,7 @@ FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, int64_t nu
   // Alone, a step has hardly more arithmetic than the loop around it.
   _Pragma("GCC unroll 2") for (int64_t key = 0; key < num_keys; ++key) {
     const T* row = rows[key] + offset;
+    fetched.fetch(key);
     F32 value[NV];
     if constexpr (kWhole) {
       FLAGATTN_UNROLL for (int v = 0; v < NV; v += 2) load_two(row + v * F32::kLanes, value[v], value[v + 1]);
@@ -66,15 +84,15 @@ FLAGATTN_KERNEL void add_values(const T* const* rows, int64_t offset, int64_t nu
       value[0] = load_up_to(row, rest);
     }
     FLAGATTN_UNROLL for (int g = 0; g < G; ++g) {
-      const F32 weight = F32::set1(weights[key * 4 + g]);
+      const F32 weight = F32::set1(weights[g / 4 * kBlockScores + key * 4 + g % 4]);
       FLAGATTN_UNROLL for (int v = 0; v < NV; ++v) c[g][v] = fma(value[v], weight, c[g][v]);
     }
   }
   store_block(c, sums, ld);
 }
 
-// All dims of up to four columns; `sums` has rows of whole vectors, ld apart. Meanwhile lines of the rows `fetched` are
-// fetched.
+// All dims of G columns; `sums` has rows of whole vectors, ld apart. Meanwhile lines of the rows `fetched` are fetched,
+// one row's with each key: many at once would wait for one another.
 template <typename T, int G>
 inline void add_value_rows(const RowGroup& group, const RowsAhead<T>& ahead, const KeyRange& fetched, int64_t num_keys,
                            int64_t head_dim, const float* weights, bool further, float* sums, int64_t ld) {
@@ -83,18 +101,20 @@ inline void add_value_rows(const RowGroup& group, const RowsAhead<T>& ahead, con
   int64_t d = 0;
   const auto add_whole = [&]<int NV>() {
     for (; d + NV * F32::kLanes <= head_dim; d += NV * F32::kLanes) {
-      for (int64_t line = 0; line < NV * F32::kLanes; line += kLine) {
-        if ((d + line) % kLine != 0) continue;
-        const typename RowsAhead<T>::Lines lines = ahead.lines(d + line);
-        for (int64_t row = fetched.begin; row < fetched.end; ++row) lines.fetch(row);
+      FetchedLines<T, kLinesOf<T, NV>> lines;
+      for (int i = 0; i < kLinesOf<T, NV>; ++i) {
+        lines.tables[i] = ahead.lines(d + i * kLine);
+        lines.tables[i].rows += fetched.begin;
       }
-      add_values<T, G, NV, true>(rows, group.offset + d, num_keys, NV * F32::kLanes, weights, further, sums + d, ld);
+      if (d % kLine == 0) lines.num_rows = fetched.end - fetched.begin;
+      add_values<T, G, NV, true>(rows, group.offset + d, num_keys, NV * F32::kLanes, weights, lines, further, sums + d,
+                                 ld);
     }
   };
   if constexpr (G * 4 <= kMostSums) add_whole.template operator()<4>();
   add_whole.template operator()<2>();
   for (; d < head_dim; d += F32::kLanes) {
-    add_values<T, G, 1, false>(rows, group.offset + d, num_keys, head_dim - d, weights, further, sums + d, ld);
+    add_values<T, G, 1, false>(rows, group.offset + d, num_keys, head_dim - d, weights, {}, further, sums + d, ld);
   }
 }
 
@@ -104,7 +124,8 @@ template <typename T>
 inline void add_few_columns(const RowGroup& group, const RowsAhead<T>& ahead, int64_t num_keys, int64_t head_dim,
                             const float* weights, int first, int stop, bool further, float* sums, int64_t ld) {
   for (int column = first; column < stop;) {
-    const int in_block = 4 - column % 4, count = stop - column < in_block ? stop - column : in_block;
+    const int left = stop - column, in_block = 4 - column % 4;
+    const int count = kTakesTwoBlocks && in_block == 4 && left >= 8 ? 8 : left < in_block ? left : in_block;
     const float* from = weights + column / 4 * kBlockScores + column % 4;
     // Columns that are led past the rows one after the other fetch what follows together.
     const KeyRange fetched{kGroupKeys * (column - first) / (stop - first),
@@ -113,6 +134,9 @@ inline void add_few_columns(const RowGroup& group, const RowsAhead<T>& ahead, in
       add_value_rows<T, G>(group, ahead, fetched, num_keys, head_dim, from, further, sums + column * ld, ld);
     };
     switch (count) {
+      case 8:
+        if constexpr (kTakesTwoBlocks) add.template operator()<8>();
+        break;
       case 4:
         add.template operator()<4>();
         break;
