@@ -212,6 +212,22 @@ def test_the_same_at_every_level(name: str, level: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", CPU_LEVELS)
+def test_values_that_are_not_finite_reach_the_rows_that_see_them(level: str, dtype: torch.dtype) -> None:
+    if level not in available_cpu_levels():
+        pytest.skip(f"this machine does not run {level}")
+    q = torch.randn(1, 64, 8, 40).to(dtype)
+    k, v = (torch.randn(1, 300, 2, 40).to(dtype) for _ in range(2))
+    v[0, 299, 0, 3], v[0, 298, 0, 5], v[0, 297, 1, 39] = torch.inf, torch.nan, -torch.inf
+    k[0, 299, 1, 0] = torch.nan
+    with set_cpu_level(level):
+        few = flagattn.flash_attn_with_kvcache(q[:, -4:], k, v, causal=True)
+        many = flagattn.flash_attn_func(q, k, v, causal=True)[:, -4:]
+    assert few[:, 0].isfinite().all() and not few[:, 2:].isfinite().all()
+    torch.testing.assert_close(few, many, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "name",
     [

@@ -44,19 +44,12 @@ Status check_sizes(const AttentionParams& params) {
   return Status::success();
 }
 
-// A row has the same bits however few there are of it, and at the amx level only the forward kernel multiplies bf16 in
-// tiles.
-RowShares shares_of(const AttentionParams& params, const Kernels& kernels) {
-  if (cpu_level().level == CpuLevel::kAmx && params.dtype == DType::kBFloat16) return {0, false, true};
-  return row_shares(params, kernels.panel_columns());
-}
-
 }  // namespace
 
 Status run_attention_forward(const AttentionParams& params, const ParallelFor& parallel) {
   if (Status status = check_sizes(params); !status.ok()) return status;
   const Kernels kernels = kernels_of(cpu_level().level);
-  const RowShares shares = shares_of(params, kernels);
+  const RowShares shares = row_shares(params, kernels.panel_columns());
   if (shares.many) kernels.forward(params, parallel, shares.few ? shares.most_rows + 1 : 0);
   if (shares.few) {
     AttentionParams part = params;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "attention/cpu/decode_products.h"
 #include "attention/cpu/decode_rows.h"
 #include "attention/cpu/decode_scratch.h"
 #include "attention/cpu/decode_softmax.h"
@@ -31,6 +32,7 @@ class DecodeWorker : DecodeTileScores {
     sequence_ = sequence_of(params_, item_.sequence);
     columns_ = static_cast<int>(sequence_.seqlen_q) * group_;
     if (columns_ == 0 || sequence_.seqlen_q > schedule_.most_rows) return;
+    [[maybe_unused]] const DecodeRegisters<T> registers(columns_);
     start<T>();
     const KeyRange seen = shape_.keys_of_any_row(0, sequence_.seqlen_q - 1);
     const int64_t first = seen.empty() ? 0 : seen.begin / kCpuKeyChunk;
@@ -155,6 +157,18 @@ class DecodeWorker : DecodeTileScores {
       const RowGroup group = values.at(step, heads_);
       const RowGroup next = values.from_or(step + 1, heads_, later);
       const RowsAhead<T> ahead(group, next, params_.head_dim_v);
+      if constexpr (kInTiles<T>) {
+        const KeyRange seen{tile.begin > key ? tile.begin - key : 0,
+                            tile.end < key + kGroupKeys ? tile.end - key : kGroupKeys};
+        const auto keys_of = [&](int column) {
+          const KeyRange keys = keys_in_tile(first, tile, column / group_);
+          return KeyRange{keys.begin - key, keys.end - key};
+        };
+        DecodeTiles<T>::add_values(group, seen, scratch_.scores + head * sizes_.scores + key * 4, columns_, ahead,
+                                   params_.head_dim_v, step >= heads_, alike, keys_of,
+                                   scratch_.sums + head * sizes_.outputs, sizes_.output_row);
+        continue;
+      }
       const auto add = [&](const KeyRange& keys, int column, int stop) {
         const int64_t begin = keys.begin > key ? keys.begin : key;
         const int64_t end = keys.end < key + kGroupKeys ? keys.end : key + kGroupKeys;

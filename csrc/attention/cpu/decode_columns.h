@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "attention/cpu/decode_products.h"
 #include "attention/cpu/decode_rows.h"
 #include "attention/cpu/decode_scores.h"
 #include "attention/cpu/decode_scratch.h"
@@ -48,20 +50,26 @@ class DecodeColumns {
     }
   }
 
-  // queries[d][block][4]: the block's four columns, zero behind the last one.
+  // queries[d][block][4]: the block's four columns, zero behind the last one. In tiles queries[d / 2][block][4][d % 2],
+  // as they are stored.
   template <typename T>
   void place_queries(const HeadsView& view, int head, float* queries) const {
     const T* rows[kDecodeColumns];
     for (int c = 0; c < columns_; ++c) rows[c] = row_of<const T>(view, head, c);
-    alignas(64) float wide[kDecodeColumns][F32::kLanes];
+    using Placed = std::conditional_t<kInTiles<T>, T, float>;
+    constexpr int64_t kTogether = kInTiles<T> ? 2 : 1;
+    alignas(64) Placed wide[kDecodeColumns][F32::kLanes];
     for (int c = columns_; c < 4 * blocks_; ++c) F32::zero().store(wide[c]);
-    for (int64_t d = 0; d < params_.head_dim; d += F32::kLanes) {
-      const int64_t rest = params_.head_dim - d, n = rest < F32::kLanes ? rest : F32::kLanes;
+    const int64_t dims = kInTiles<T> ? (params_.head_dim + 31) / 32 * 32 : params_.head_dim;
+    auto* to = reinterpret_cast<Placed*>(queries);
+    for (int64_t d = 0; d < dims; d += F32::kLanes) {
+      const int64_t rest = params_.head_dim - d, left = dims - d, n = left < F32::kLanes ? left : F32::kLanes;
       for (int c = 0; c < columns_; ++c) {
         (load_up_to(rows[c] + d, rest) * F32::set1(factors_.query)).store(wide[c]);
       }
       for (int64_t i = 0; i < n; ++i) {
-        for (int c = 0; c < 4 * blocks_; ++c) queries[(d + i) * 4 * blocks_ + c] = wide[c][i];
+        Placed* row = to + (d + i) / kTogether * kTogether * 4 * blocks_ + (d + i) % kTogether;
+        for (int c = 0; c < 4 * blocks_; ++c) row[c * kTogether] = wide[c][i];
       }
     }
   }

@@ -2,6 +2,9 @@
 #include "arch/scratch.h"
 #include "attention/cpu/decode.h"
 #include "attention/cpu/isa.h"
+#if defined(__AMX_BF16__)
+#include "attention/cpu/decode_tiles.h"
+#endif
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {

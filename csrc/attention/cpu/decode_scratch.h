@@ -28,12 +28,18 @@ struct DecodeSizes {
   int64_t queries;     // floats of a head's queries
   int64_t scores;      // floats of a head's scores
 
+  // Enough in either layout: fp32, or bf16 in whole tiles with what a tile reads behind them.
+  static constexpr int64_t query_floats(int64_t dim, int64_t blocks) {
+    const int64_t floats = dim * blocks * 4, in_tiles = (dim + 31) / 32 * 32 * blocks * 2 + 16;
+    return ((floats > in_tiles ? floats : in_tiles) + 15) / 16 * 16;
+  }
+
   DecodeSizes(const AttentionParams& params, const DecodeSchedule& schedule, int64_t columns)
       : heads(schedule.heads_per_item),
         blocks((columns + 3) / 4),
         output_row((params.head_dim_v + F32::kLanes - 1) / F32::kLanes * F32::kLanes),
         outputs(columns * output_row),
-        queries(params.head_dim * blocks * 4),
+        queries(query_floats(params.head_dim, blocks)),
         scores(blocks * kBlockScores) {}
 };
 

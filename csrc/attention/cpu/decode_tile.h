@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "attention/cpu/decode_columns.h"
+#include "attention/cpu/decode_products.h"
 #include "attention/cpu/decode_rows.h"
 #include "attention/cpu/decode_scores.h"
 #include "attention/cpu/score_terms.h"
@@ -28,6 +29,13 @@ class DecodeTileScores : protected DecodeColumns {
       with_blocks([&]<int NB>() {
         for (int64_t step = 0; step < steps;) {
           const int64_t head = step % heads_, key = (keys.begin + step / heads_) * kGroupKeys;
+          if constexpr (kInTiles<T>) {
+            DecodeTiles<T>::score_group(keys.at(step, heads_), keys.from_or(step + 1, heads_, later),
+                                        reinterpret_cast<const T*>(queries + head * sizes_.queries), NB,
+                                        params_.head_dim, scores + head * sizes_.scores + key * 4);
+            ++step;
+            continue;
+          }
           const auto score_heads = [&]<int H>() {
             RowGroup groups[H];
             for (int h = 0; h < H; ++h) groups[h] = keys.at(step + h, heads_);

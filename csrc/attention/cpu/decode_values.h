@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "arch/simd.h"
+#include "attention/cpu/decode_products.h"
 #include "attention/cpu/decode_rows.h"
 #include "attention/cpu/decode_scores.h"
 #include "attention/cpu/micro_kernel.h"
@@ -20,7 +21,7 @@ template <>
 inline constexpr bool kInPairs<BFloat16> = true;
 template <typename T>
 constexpr int64_t dims_in_pairs(int64_t head_dim) {
-  return kInPairs<T> ? head_dim / (2 * F32::kLanes) * (2 * F32::kLanes) : 0;
+  return kInPairs<T> && !kInTiles<T> ? head_dim / (2 * F32::kLanes) * (2 * F32::kLanes) : 0;
 }
 template <typename T>
 FLAGATTN_INLINE void load_two(const T* p, F32& first, F32& second) {
