@@ -52,15 +52,11 @@ struct CellSums {
   }
 };
 
-// dst[key][kPanel] = the product of `steps` cells of a row of keys and a panel's, step by step from zero on;
-// after_step() runs beside the multiplications.
-template <typename Body>
-FLAGATTN_INLINE void multiply_cells(const BFloat16* rows, const BFloat16* pairs, int64_t steps, float* dst,
-                                    Body&& after_step) {
+// dst[key][kPanel] = the product of `steps` cells of a row of keys and a panel's, step by step from zero on.
+inline void multiply_cells(const BFloat16* rows, const BFloat16* pairs, int64_t steps, float* dst) {
   CellSums<2>::zero();
   for (int64_t step = 0; step < steps; ++step, rows += kCellSize, pairs += kCellSize) {
     CellSums<2>::add_product(rows, pairs);
-    after_step();
   }
   CellSums<2>::store(dst, kPanel);
 }

@@ -37,57 +37,31 @@ FLAGATTN_INLINE void store_dscores(const F32 (&ds)[2][kCellVectors], int key, co
 }
 
 // A cell whose pairs are all seen, without softcap: nearly all of them. Two keys at a time.
-class ClearCell {
- public:
-  ClearCell(const BackwardPanel& panel, float factor, const float* scores, const float* dweights, BFloat16* weights,
-            const CellGradient& gradient)
-      : scale_(F32::set1(factor)), scores_(scores), dweights_(dweights), weights_(weights), gradient_(gradient) {
-    for (int v = 0; v < kCellVectors; ++v) {
-      lse_[v] = F32::load(panel.lse + v * F32::kLanes);
-      delta_[v] = F32::load(panel.delta + v * F32::kLanes);
-    }
+FLAGATTN_KERNEL void weigh_clear_cell(const BackwardPanel& panel, float factor, const CellScores& from,
+                                      BFloat16* weights, const CellGradient& gradient) {
+  const F32 scale = F32::set1(factor);
+  F32 lse[kCellVectors], delta[kCellVectors];
+  FLAGATTN_UNROLL for (int v = 0; v < kCellVectors; ++v) {
+    lse[v] = F32::load(panel.lse + v * F32::kLanes);
+    delta[v] = F32::load(panel.delta + v * F32::kLanes);
   }
-
-  FLAGATTN_INLINE void weigh(int key) const {
+  for (int key = 0; key < kCell; key += 2) {
     F32 p[2][kCellVectors], ds[2][kCellVectors];
     FLAGATTN_UNROLL for (int r = 0; r < 2; ++r) {
       FLAGATTN_UNROLL for (int v = 0; v < kCellVectors; ++v) {
         const int64_t at = (key + r) * kPanel + v * F32::kLanes;
-        p[r][v] = exp(fms(F32::load(scores_ + at), scale_, lse_[v]));
-        ds[r][v] = p[r][v] * (F32::load(dweights_ + at) - delta_[v]);
+        p[r][v] = exp(fms(F32::load(from.scores + at), scale, lse[v]));
+        ds[r][v] = p[r][v] * (F32::load(from.dweights + at) - delta[v]);
       }
     }
-    store_weights(p, key, weights_);
-    store_dscores(ds, key, gradient_);
+    store_weights(p, key, weights);
+    store_dscores(ds, key, gradient);
   }
-
- private:
-  F32 scale_, lse_[kCellVectors], delta_[kCellVectors];
-  const float *scores_, *dweights_;
-  BFloat16* weights_;
-  CellGradient gradient_;
-};
-
-FLAGATTN_KERNEL void weigh_clear_cell(const ClearCell& cell) {
-  for (int key = 0; key < kCell; key += 2) cell.weigh(key);
 }
 
 FLAGATTN_KERNEL void multiply_cell(const CellProduct& product) {
-  const auto nothing = [] {};
-  multiply_cells(product.keys, product.queries, product.steps, product.scores, nothing);
-  multiply_cells(product.values, product.douts, product.steps_v, product.dweights, nothing);
-}
-
-// Both at once, for two cells: the vector units weigh one while the tiles multiply the next.
-FLAGATTN_KERNEL void multiply_and_weigh(const CellProduct& product, const ClearCell& cell) {
-  const int64_t steps = product.steps + product.steps_v;
-  int64_t credit = 0;
-  int key = 0;
-  const auto weigh = [&]() FLAGATTN_INLINE_LAMBDA {
-    for (credit += kCell; credit >= 2 * steps; credit -= 2 * steps, key += 2) cell.weigh(key);
-  };
-  multiply_cells(product.keys, product.queries, product.steps, product.scores, weigh);
-  multiply_cells(product.values, product.douts, product.steps_v, product.dweights, weigh);
+  multiply_cells(product.keys, product.queries, product.steps, product.scores);
+  multiply_cells(product.values, product.douts, product.steps_v, product.dweights);
 }
 
 // fp32 [key][kPanel] of the cell's first `num_keys` keys, rounded; zeros behind them.

@@ -127,18 +127,18 @@ class BackwardCellWorker : BackwardCellBlock {
 
   // P and dS ----------------------------------------------------------------------------------------------------------
 
-  // All cells of the tile; the next one is multiplied while one is weighed.
   void weigh_cells() {
     Cell cells[kMostCells];
     const int num_cells = find_cells(cells);
-    for (int i = 0; i <= num_cells; ++i) {
-      if (i < num_cells) fetch_sums(i, num_cells);
-      const Cell *next = i < num_cells ? cells + i : nullptr, *cell = i > 0 ? cells + i - 1 : nullptr;
-      if (next != nullptr && cell != nullptr && cell->clear) {
-        multiply_and_weigh(product_of(*next, i), clear_cell(*cell, i - 1));
+    for (int i = 0; i < num_cells; ++i) {
+      const Cell& cell = cells[i];
+      fetch_sums(i, num_cells);
+      multiply_cell(product_of(cell));
+      if (cell.clear) {
+        weigh_clear_cell(panels_[cell.panel], factor_, scratch_.scores, scratch_.weights + place_of(cell),
+                         gradient_of(cell, cell.kind == StripKind::kFar ? scratch_.far : scratch_.near));
       } else {
-        if (next != nullptr) multiply_cell(product_of(*next, i));
-        if (cell != nullptr) cell->clear ? weigh_clear_cell(clear_cell(*cell, i - 1)) : weigh_edges(*cell, i - 1);
+        weigh_edges(cell);
       }
     }
   }
@@ -168,17 +168,16 @@ class BackwardCellWorker : BackwardCellBlock {
     return count;
   }
 
-  CellProduct product_of(const Cell& cell, int number) const {
+  CellProduct product_of(const Cell& cell) const {
     const bool far = cell.kind == StripKind::kFar;
-    const CellScores& to = scratch_.scores[number % 2];
     return {(far ? far_ : near_).rows + cell.keys * steps_ * kCellSize,
             (far ? scratch_.far : scratch_.near).queries + cell.panel * steps_ * kCellSize,
             values_ + cell.keys * steps_v_ * kCellSize,
             scratch_.douts + cell.panel * steps_v_ * kCellSize,
             steps_,
             steps_v_,
-            to.scores,
-            to.dweights};
+            scratch_.scores.scores,
+            scratch_.scores.dweights};
   }
 
   int64_t place_of(const Cell& cell) const { return (cell.keys * num_panels_ + cell.panel) * kCellSize; }
@@ -186,18 +185,8 @@ class BackwardCellWorker : BackwardCellBlock {
     return {pair.dscores + place_of(cell), pair.dscore_pairs + place_of(cell)};
   }
 
-  ClearCell clear_cell(const Cell& cell, int number) const {
-    const CellScores& from = scratch_.scores[number % 2];
-    return {panels_[cell.panel],
-            factor_,
-            from.scores,
-            from.dweights,
-            scratch_.weights + place_of(cell),
-            gradient_of(cell, cell.kind == StripKind::kFar ? scratch_.far : scratch_.near)};
-  }
-
-  void weigh_edges(const Cell& cell, int number) {
-    const CellScores& from = scratch_.scores[number % 2];
+  void weigh_edges(const Cell& cell) {
+    const CellScores& from = scratch_.scores;
     const BackwardPanel& panel = panels_[cell.panel];
     const bool terms = has_terms_ && panel.tile_seen == TileSeen::kSome,
                dropout = forward_.dropout.rng_state != nullptr;
@@ -205,7 +194,7 @@ class BackwardCellWorker : BackwardCellBlock {
     if (cell.kind == StripKind::kBorder) {
       far_scores = from.far_scores;
       multiply_cells(far_.rows + cell.keys * steps_ * kCellSize, scratch_.far.queries + cell.panel * steps_ * kCellSize,
-                     steps_, far_scores, [] {});
+                     steps_, far_scores);
     }
     const int64_t first = first_key_ + cell.keys * kCell, rest = first_key_ + num_keys_ - first;
     const int64_t num_keys = rest < kCell ? rest : kCell;

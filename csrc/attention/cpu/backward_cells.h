@@ -56,7 +56,7 @@ struct CellScratch {
   BFloat16 *douts, *dout_pairs;  // as queries and query_pairs, of dO
   CellCache values;              // rows cells [keys][dims]
   BFloat16* weights;             // P^T, as dscores
-  CellScores scores[2];          // one cell is multiplied while the one before is weighed
+  CellScores scores;
   // Of one cell: biases and masks, and the factors of dropout.
   float *terms, *dropout;
   BackwardPanel* panels;
@@ -126,9 +126,7 @@ inline size_t carve_cells(const AttentionParams& params, int64_t columns, char* 
   scratch.douts = cells(panels * steps_v);
   scratch.dout_pairs = cells(panels * steps_v);
   scratch.weights = cells(panels * kKeyCells);
-  for (CellScores& scores : scratch.scores) {
-    scores = {floats(kCell * kPanel), floats(piecewise ? kCell * kPanel : 0), floats(kCell * kPanel)};
-  }
+  scratch.scores = {floats(kCell * kPanel), floats(piecewise ? kCell * kPanel : 0), floats(kCell * kPanel)};
   scratch.terms = floats(ScoreTerms::exist(params) ? kCell * kPanel : 0);
   scratch.dropout = floats(params.dropout.rng_state != nullptr ? kCell * kPanel : 0);
   scratch.panels = reinterpret_cast<BackwardPanel*>(take(static_cast<size_t>(panels) * sizeof(BackwardPanel)));
