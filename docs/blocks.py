@@ -63,6 +63,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "flagattn.compat.flash_attn.layers.rotary": ("apply_rotary_emb", "apply_rotary_emb_qkv_", "apply_rotary_emb_kv_"),
     "flagattn.compat.flash_attn_3": (),
     "flagattn.compat.flag_attn": (),
+    "flagattn.compat.flag_attn.total": ("total_attention",),
+    "flagattn.compat.flag_attn.testing": (),
     "flagattn.compat.vllm": (),
     "flagattn.integrations.torch_sdpa": ("enable", "register", "serves"),
     "flagattn.integrations.transformers": ("register", "fuse", "unfuse"),
@@ -243,19 +245,7 @@ def summary(language: str, up: str) -> str:
     if quoted is None:
         return _nothing(language)
     machine, files = quoted
-    header = [phrase(word, language) for word in ("what", "measured", "worst case", "bar", "met")]
-    lines = []
     shown = summarised(files)
-    for verdict in shown:
-        bar = verdict.bar
-        what = bar.what if language == "en" else _translated(bar.what)
-        least = f"{100 * bar.bound:g} %" if _is_share(bar) else f"{bar.bound:g}"
-        bound = f"{bar.op} {least} ({phrase(bar.over, language)})"
-        met = phrase("met" if verdict.met else "short", language)
-        if verdict.others_cpu > BUSY:
-            met = phrase("busy", language)
-        measured = [_ratio(bar, value) for value in (verdict.measured, verdict.worst)]
-        lines.append([what, *measured, bound, met])
     words = {line[0]: line[-1] for line in report.bars_table(files)[1]}
     left_out = words.keys() - {verdict.bar.what for verdict in shown}
     counted = phrase("bars met", language).format(
@@ -267,22 +257,33 @@ def summary(language: str, up: str) -> str:
     )
     modules = ", ".join(f"[{module}.json]({up}bench/results/{machine}/{module}.json)" for module in sorted(files))
     told = [f"{report.where(files['attention'])}; {modules}", *_elsewhere(machine, language, up)]
-    return "\n\n".join([report.markdown(header, lines), counted, *told])
+    return "\n\n".join([_bars_against_others(shown, language), counted, *told])
+
+
+def _bars_against_others(shown: Sequence[Verdict], language: str) -> str:
+    header = [phrase(word, language) for word in ("what", "measured", "worst case", "bar", "met")]
+    lines = []
+    for verdict in shown:
+        bar = verdict.bar
+        what = bar.what if language == "en" else _translated(bar.what)
+        least = f"{100 * bar.bound:g} %" if _is_share(bar) else f"{bar.bound:g}"
+        bound = f"{bar.op} {least} ({phrase(bar.over, language)})"
+        met = phrase("met" if verdict.met else "short", language)
+        if verdict.others_cpu > BUSY:
+            met = phrase("busy", language)
+        measured = [_ratio(bar, value) for value in (verdict.measured, verdict.worst)]
+        lines.append([what, *measured, bound, met])
+    return report.markdown(header, lines)
 
 
 def _elsewhere(quoted: str, language: str, up: str) -> list[str]:
-    """For every other machine how many bars are met there, and which of those in the table are not."""
+    """For every other machine how many bars are met there, and a table of those in the first table that are not."""
     told = []
     for machine in results.machines():
         if machine == quoted:
             continue
         files = results.read(results.RESULTS / machine)
-        short = [
-            f"{verdict.bar.what if language == 'en' else _translated(verdict.bar.what)} "
-            f"{_ratio(verdict.bar, verdict.decisive)} ({verdict.bar.op} {verdict.bar.bound:g})"
-            for verdict in summarised(files)
-            if not verdict.met
-        ]
+        short = [verdict for verdict in summarised(files) if not verdict.met]
         verdicts = report.verdicts(files)
         told.append(
             phrase("bars elsewhere", language).format(
@@ -290,9 +291,11 @@ def _elsewhere(quoted: str, language: str, up: str) -> list[str]:
                 where=report.where(next(iter(files.values()))),
                 met=sum(verdict.in_words == "yes" for verdict in verdicts),
                 all=len(verdicts),
-                short=("；" if language == "zh" else "; ").join(short) or phrase("none", language),
+                short=phrase("short elsewhere" if short else "all met elsewhere", language),
             )
         )
+        if short:
+            told.append(_bars_against_others(short, language))
     return told
 
 

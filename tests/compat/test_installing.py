@@ -88,6 +88,27 @@ def test_wrong_names_are_refused(names: tuple[str, ...], words: str) -> None:
         compat.install(*names)
 
 
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("flag_attn.flash", "attention"),
+        ("flag_attn.paged", "attention"),
+        ("flag_attn.piecewise", "attention"),
+        ("flag_attn.split_kv", "attention"),
+        ("flag_attn.total", "total_attention"),
+        ("flag_attn.testing", "recompute_mask"),
+        ("flag_attn.testing.flash", "attention"),
+        ("vllm_flash_attn.flash_attn_interface", "flash_attn_varlen_func"),
+        ("vllm_flash_attn.layers.rotary", "apply_rotary_emb"),
+        ("vllm_flash_attn.ops.triton.rotary", "apply_rotary"),
+    ],
+)
+def test_submodules_have_their_functions(module: str, function: str) -> None:
+    compat.install(module.partition(".")[0])
+    found = getattr(importlib.import_module(module), function)
+    assert found.__module__.startswith("flagattn.compat.")
+
+
 @pytest.mark.parametrize("name", ["flash_attn_3", "flash_attn_interface", "flag_attn", "vllm_flash_attn"])
 def test_every_name_can_be_installed(name: str) -> None:
     compat.install(name)

@@ -27,6 +27,9 @@ FA3_TAIL = (
     "softmax_scale causal qv q_descale k_descale v_descale window_size attention_chunk softcap num_splits pack_gqa "
 )
 FA3_TAIL += "deterministic sm_margin return_attn_probs"
+SPARSE_TAIL = (
+    "dropout_p softmax_scale causal softcap alibi_slopes deterministic return_attn_probs return_softmax_lse out"
+)
 SIGNATURES = {
     flash_attn_3.flash_attn_func: f"q k v {FA3_TAIL}",
     flash_attn_3.flash_attn_varlen_func: f"""
@@ -43,6 +46,13 @@ SIGNATURES = {
     """,
     flag_attn.piecewise_attention: "q1 k1 q2 k2 v dist_threshold causal sm_scale",
     flag_attn.flash_attention_split_kv: "q k v causal sm_scale",
+    flag_attn.total.total_attention: "q k l causal sm_scale",
+    flag_attn.testing.flash_attention: """
+        q k v causal dropout_p dropout_mask sm_scale return_log_normalizer return_total_attention upcast
+    """,
+    flag_attn.testing.piecewise_attention: "q1 k1 q2 k2 v dist_threshold causal sm_scale upcast",
+    flag_attn.testing.paged_attention: "query key_cache value_cache block_tables context_lens scale",
+    flag_attn.testing.recompute_mask: "B H M N dropout_p seed offset device",
     flag_attn.paged_attention: """
         query key_cache value_cache context_lens block_tables attn_scale max_context_len num_splits
     """,
@@ -51,6 +61,13 @@ SIGNATURES = {
         causal window_size softcap alibi_slopes deterministic return_attn_probs block_table
         return_softmax_lse out scheduler_metadata q_descale k_descale v_descale num_splits fa_version s_aux
         cp_world_size cp_rank cp_tot_seqused_k
+    """,
+    vllm.sparse_attn_func: f"""
+        q k v block_count block_offset column_count column_index {SPARSE_TAIL}
+    """,
+    vllm.sparse_attn_varlen_func: f"""
+        q k v block_count block_offset column_count column_index cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k
+        {SPARSE_TAIL}
     """,
 }
 

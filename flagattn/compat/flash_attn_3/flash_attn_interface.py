@@ -15,7 +15,8 @@ from torch import Tensor
 
 import flagattn
 from flagattn._cache_calls import packed_queries_over_cache
-from flagattn._checks import MAX_HEAD_DIM, check_integer
+from flagattn._cache_checks import check_splits
+from flagattn._checks import MAX_HEAD_DIM
 from flagattn.compat._chunks import chunked_packing
 from flagattn.compat._gradients import attention_gradients
 from flagattn.compat._operands import cumulative, integer, lengths_of, used_rows, window_of
@@ -207,7 +208,7 @@ def flash_attn_with_kvcache(
     }
     if cu_seqlens_q is not None:
         absent |= {"k": k, "v": v, "rotary_cos": rotary_cos, "rotary_sin": rotary_sin}
-        check_integer(num_splits, "num_splits")
+        check_splits(num_splits)
     for name, value in absent.items():
         if value is not None:
             queries = "" if cu_seqlens_q is None else " for packed queries"

@@ -1,9 +1,4 @@
-"""vLLM's attention functions on this library's kernels, in the argument order of its own flash-attention package.
-
-`flash_attn_varlen_func` there takes the maximal lengths before the cumulative ones and knows paged keys, `out` and
-sinks; it is inference only. After `flagattn.compat.install("vllm_flash_attn")`, `import vllm_flash_attn` finds this
-module.
-"""
+"""The functions of `vllm_flash_attn.flash_attn_interface`."""
 
 from __future__ import annotations
 
@@ -16,11 +11,9 @@ import flagattn
 from flagattn._cache_calls import packed_queries_over_cache
 from flagattn.compat._operands import integer, window_of
 from flagattn.compat.flash_attn_3 import flash_attn_interface as _fa3
+from flagattn.compat.vllm._sparse import sparse_attn_func, sparse_attn_varlen_func
 
 _native: Any = flagattn  # its results depend on flags
-
-# The version whose functions and arguments are mirrored.
-__version__ = "2.7.2.post1"
 
 DEFAULT_FA_VERSION = 2
 
@@ -29,6 +22,8 @@ __all__ = [
     "flash_attn_varlen_func",
     "get_scheduler_metadata",
     "is_fa_version_supported",
+    "sparse_attn_func",
+    "sparse_attn_varlen_func",
 ]
 
 
@@ -145,6 +140,18 @@ def get_scheduler_metadata(
     return _fa3.get_scheduler_metadata(
         batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, cache_seqlens
     )
+
+
+def _is_fa2_supported(device: Any = None) -> tuple[bool, str | None]:
+    return True, None
+
+
+def _is_fa3_supported(device: Any = None) -> tuple[bool, str | None]:
+    return True, None
+
+
+def _is_fa4_supported(device: Any = None) -> tuple[bool, str | None]:
+    return False, fa_version_unsupported_reason(4, device)
 
 
 def is_fa_version_supported(fa_version: int, device: Any = None) -> bool:

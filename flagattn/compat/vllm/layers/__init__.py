@@ -1,0 +1,1 @@
+"""Layers by the names of vLLM's package."""

@@ -1,0 +1,1 @@
+"""Ops by the names of vLLM's package."""

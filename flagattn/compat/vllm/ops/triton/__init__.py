@@ -1,0 +1,1 @@
+"""Ops that are Triton kernels in vLLM's package."""
