@@ -203,6 +203,12 @@ def _share_memory(first: Tensor, second: Tensor) -> bool:
     )
 
 
+def check_splits(num_splits: Any) -> None:
+    check_integer(num_splits, "num_splits")
+    if num_splits < 0:
+        raise ValueError(f"num_splits is {num_splits}; it must be >= 0")
+
+
 def check_rotary_tables(q: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """cos and sin are both there and fit q, or neither is; returns them with contiguous last dimensions."""
     if cos is None and sin is None:

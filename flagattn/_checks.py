@@ -136,12 +136,21 @@ def check_prefix_sums(q: Tensor, *prefix_sums: Tensor) -> None:
 
 
 def check_integer(value: Any, name: str) -> None:
-    if not isinstance(value, (int, torch.SymInt)):
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{name} is {_kind(value)}; it must be an integer")
+
+
+def check_flag(value: Any, name: str) -> None:
+    if isinstance(value, (bool, torch.SymBool)):
+        return
+    if isinstance(value, Tensor) or value not in (0, 1):  # NumPy's bool equals them too
+        what = value if isinstance(value, int) else _kind(value)
+        raise TypeError(f"{name} is {what}; it must be True or False")
 
 
 def window_bounds(window_size: Any, causal: bool) -> tuple[int, int]:
     """(left, right) for the op, where causal is a right bound of 0."""
+    check_flag(causal, "causal")
     try:
         left, right = window_size
         if not (isinstance(left, int) and isinstance(right, int)):

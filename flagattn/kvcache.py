@@ -24,6 +24,7 @@ from flagattn._cache_checks import (
     check_cached_operands,
     check_new_rows,
     check_rotary_tables,
+    check_splits,
     refuse_gradients,
 )
 from flagattn._checks import (
@@ -122,7 +123,7 @@ def flash_attn_with_kvcache(
     q, k, v = in_dtype_of(k_cache, q, k, v)
     head_dim, head_dim_v = check_cached_operands(q, k_cache, v_cache, block_table is not None, _NAMES)
     seqlens = check_cache_indices(q, q.shape[0], k_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
-    check_integer(num_splits, "num_splits")
+    check_splits(num_splits)
     if (k is None) != (v is None):
         raise ValueError("k and v must be given together")
     if k is None and (rotary_cos is not None or rotary_sin is not None):
@@ -194,7 +195,7 @@ def piecewise_attn_with_kvcache(
     if k2_cache.stride(-1) != 1:
         raise ValueError(f"k2_cache has strides {k2_cache.stride()}; its last dimension must be contiguous")
     seqlens = check_cache_indices(q1, q1.shape[0], k1_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
-    check_integer(num_splits, "num_splits")
+    check_splits(num_splits)
     check_integer(dist_threshold, "dist_threshold")
     if isinstance(dist_threshold, int):
         dist_threshold = max(-BEYOND, min(dist_threshold, BEYOND))

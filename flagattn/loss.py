@@ -51,7 +51,8 @@ def cross_entropy(
         z_loss: finite and at least 0.
         label_smoothing: from 0 to 1.
         token_weights: (...), floating; each row's loss, z-loss included, is multiplied by its weight. Weight 0 leaves a
-            row out as `ignore_index` does. Not differentiated.
+            row out as `ignore_index` does. Negative weights are taken as they are; where the weights of rows that
+            are left add up to 0, the "mean" is infinite or NaN. Not differentiated.
         inplace_backward: the gradient overwrites the logits; a backward that still needs them then raises torch's error
             about a tensor modified in place. Where they are not contiguous or are a leaf or a view of one, whose
             `.grad` would be its own memory, and under torch.compile and torch.func, the gradient is a new tensor.

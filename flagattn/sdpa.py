@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flagattn._attention_calls import dense_attention
-from flagattn._checks import check_ranks
+from flagattn._checks import check_flag, check_ranks
 from flagattn._errors import explained
 
 
@@ -50,6 +50,8 @@ def scaled_dot_product_attention(
     that it repeats; under autocast query, key and value are cast to its dtype. See docs/kernels/masks.md.
     """
     check_ranks((query, key, value), ("query", "key", "value"), "(batch, heads, seqlen, head_dim)")
+    check_flag(is_causal, "is_causal")
+    check_flag(enable_gqa, "enable_gqa")
     if not enable_gqa and query.shape[1] != key.shape[1]:
         raise ValueError(
             f"query has {query.shape[1]} heads and key {key.shape[1]}; they must be equal unless enable_gqa is True"

@@ -67,6 +67,13 @@ WRONG_ARGUMENTS = [
     ("scale_is_text", dense, {"softmax_scale": "a"}, TypeError, "softmax_scale is of type str; it must be a float"),
     ("softcap_is_text", dense, {"softcap": "a"}, TypeError, "softcap is of type str; it must be a float"),
     ("scale_is_a_tensor", dense, {"softmax_scale": torch.ones(())}, TypeError, "softmax_scale is a tensor"),
+    ("causal_is_text", dense, {"causal": "False"}, TypeError, "causal is of type str; it must be True or False"),
+    ("causal_is_none", varlen, {"causal": None}, TypeError, "causal is None; it must be True or False"),
+    ("causal_is_two", piecewise, {"causal": 2}, TypeError, "causal is 2; it must be True or False"),
+    ("causal_is_a_tensor", dense, {"causal": torch.ones(())}, TypeError, "causal is of type Tensor"),
+    ("is_causal_is_text", sdpa, {"is_causal": "no"}, TypeError, "is_causal is of type str; it must be True or False"),
+    ("gqa_is_text", sdpa, {"enable_gqa": "no"}, TypeError, "enable_gqa is of type str; it must be True or False"),
+    ("length_is_true", varlen, {"max_q": True}, TypeError, "max_seqlen_q is of type bool; it must be an integer"),
     # What joins the scores
     ("dropout_below", dense, {"dropout_p": -0.1}, ValueError, "dropout_p is -0.1; it must be from 0 to 1"),
     ("dropout_above", dense, {"dropout_p": 1.5}, ValueError, "dropout_p is 1.5; it must be from 0 to 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,3 +247,9 @@ def test_a_merge_traced_where_no_row_is_empty_joins_rows_that_are(tracer: str) -
         expected = merged_parts(*outs, *lses)
         assert expected[0].isfinite().all()
         assert all(torch.equal(ours, eager) for ours, eager in zip(traced(*outs, *lses), expected))
+
+
+@pytest.mark.parametrize("yes", [1, numpy.True_], ids=["int", "numpy"])
+def test_causal_may_be_what_equals_true(yes) -> None:
+    q = torch.randn(1, 5, 2, 8)
+    assert torch.equal(flagattn.flash_attn_func(q, q, q, causal=yes), flagattn.flash_attn_func(q, q, q, causal=True))

@@ -267,6 +267,8 @@ def test_wrong_arguments() -> None:
         (ValueError, "multiple", (q[:, :, :5], k_cache, v_cache), {}),
         (ValueError, "softcap", (q, k_cache, v_cache), {"softcap": -1.0}),
         (TypeError, "num_splits", (q, k_cache, v_cache), {"num_splits": 1.5}),
+        (ValueError, "num_splits is -1; it must be >= 0", (q, k_cache, v_cache), {"num_splits": -1}),
+        (TypeError, "cache_seqlens is of type bool; it must be an", (q, k_cache, v_cache), {"cache_seqlens": True}),
         (RuntimeError, "not differentiable", (q.clone().requires_grad_(), k_cache, v_cache), {}),
         (RuntimeError, "expanded", (q, k_cache[:1].expand(3, -1, -1, -1), v_cache, k, v), {"cache_seqlens": seqlens}),
         (RuntimeError, "begin at the same element", (q, k_cache, k_cache, k, v), {"cache_seqlens": seqlens}),
