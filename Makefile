@@ -30,7 +30,7 @@ $(VENV)/.ready-%:
 	@mkdir -p build
 	@flock build/.environment.lock $(MAKE) --no-print-directory environment
 
-.PHONY: environment build test check demo bench lint format conformance test-wheels clean
+.PHONY: environment build test check demo bench lint format conformance conformance-arguments test-wheels clean
 environment:
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo "flagattn: python3-venv is missing; on Debian or Ubuntu run 'apt install python3-venv g++ make'." >&2; exit 1; }
 	test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -74,8 +74,13 @@ format: $(ENVIRONMENT)
 SUITE ?= flash-attention
 SRC ?=
 CASES ?= 1000
-conformance: build
+SUITES := flash-attention flash-attention-3 flag-attention liger
+conformance: conformance-arguments build
 	$(PYTHON) -m flagattn.testing.conformance --suite $(SUITE) --src '$(SRC)' --cases $(CASES) $(CONFORMANCE_ARGS)
+
+conformance-arguments:
+	@$(if $(filter $(SUITES),$(SUITE)),,echo "SUITE is '$(SUITE)'; it must be one of $(SUITES)" >&2; exit 1)
+	@test -d '$(SRC)' || { echo "SRC is '$(SRC)'; it must be the folder of a checkout of $(SUITE)" >&2; exit 1; }
 
 # Downloads gigabytes: the wheel built against one torch is loaded and run under another.
 test-wheels: build

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -238,10 +239,15 @@ def _warn_of_long_text(
 
 
 def _tokenizer_train(parsed: argparse.Namespace) -> int:
-    texts = (document.text for path in parsed.paths for document in read_documents(path))
-    tokenizer = Aquila2Tokenizer.train(texts, parsed.vocab_size, progress=sys.stderr.isatty())
+    texts = (document.text for path in parsed.paths for document in read_documents(path) if document.text)
+    first = next(texts, None)
+    if first is None:
+        raise ValueError(f"{', '.join(map(str, parsed.paths))} has no text; a tokenizer is trained on some")
+    tokenizer = Aquila2Tokenizer.train(chain([first], texts), parsed.vocab_size, progress=sys.stderr.isatty())
     tokenizer.save_pretrained(parsed.out)
     print(f"{len(tokenizer)} ids in {parsed.out}")
+    if len(tokenizer) < parsed.vocab_size:
+        print(f"the text has no more pairs to merge, so there are fewer than {parsed.vocab_size}", file=sys.stderr)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Fused attention, piecewise attention and transformer ops for PyTorch, with backward, on CPU and CUDA."""
 
 from flagattn import _load as _load  # registers the ops, or says in one sentence why it cannot
+from flagattn import compat as compat
 from flagattn.activation import swiglu
 from flagattn.attention import (
     flash_attn_func,
@@ -21,6 +22,8 @@ from flagattn.norm import rms_norm
 from flagattn.piecewise import piecewise_attn_func, piecewise_attn_varlen_func
 from flagattn.rotary import apply_rotary
 from flagattn.sdpa import scaled_dot_product_attention
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Explanation",

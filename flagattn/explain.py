@@ -153,7 +153,7 @@ def _explain_fused(name: str, x: Tensor) -> Explanation:
 def _explain_linear(arguments: dict[str, Any]) -> Explanation:
     x, weight = arguments["x"], arguments["weight"]
     explanation = _on_device("batch_invariant_linear", _SOURCES["batch_invariant_linear"], x)
-    explanation.details["sums"] = "chains of 256 multiply-adds in fp32, the chains added in order"
+    explanation.details["sums"] = "chains of 128 multiply-adds in fp32, the chains added in order"
     if x.shape[:-1].numel() <= 4 and weight.stride(-1) == 1:
         explanation.details["weight"] = "read once where it lies, since up to 4 rows share it"
     else:

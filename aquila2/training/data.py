@@ -97,6 +97,17 @@ def source_records(source: SourceOptions) -> Iterator[Document]:
         raise ValueError(f"data.sources, {source.name}: {error}") from None
 
 
+def look_at_sources(options: DataOptions) -> None:
+    """Reads the first record of every source, so that what is not there is told before anything is made.
+
+    Raises:
+        FileNotFoundError, ValueError: As `source_records` does, or a source has no text.
+    """
+    for source in options.sources:
+        if next(source_records(source), None) is None:
+            raise ValueError(f"data.sources, {source.name}: {source.path} has no text; a source has some")
+
+
 def source_documents(source: SourceOptions) -> Iterator[Document]:
     """The documents of a source: its records, long ones cut into pieces."""
     for record in source_records(source):

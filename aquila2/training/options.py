@@ -230,6 +230,7 @@ def load_options(path: Path | str, overrides: Sequence[str] = ()) -> Options:
     """Reads a YAML file and applies overrides like `optimizer.lr=3e-4`.
 
     Raises:
+        FileNotFoundError: The file is not there.
         ValueError: An unknown option, a value of the wrong type, or values that do not fit together.
     """
     return parse_options(overridden(read_entries(path), overrides))
@@ -239,8 +240,11 @@ def read_entries(path: Path | str) -> dict[str, Any]:
     """The sections of a YAML file, nothing of which is checked yet.
 
     Raises:
+        FileNotFoundError: It is not there, or no file.
         ValueError: It is no YAML, or holds no sections.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is no file; the options of a run come from a YAML file")
     entries = _parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(entries, dict):
         raise ValueError(f"{path} must hold sections with options, got {entries!r:.60}")

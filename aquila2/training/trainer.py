@@ -14,7 +14,7 @@ from aquila2.heurimentor.probes.prompts import questions
 from aquila2.heurimentor.probes.tasks import read_tasks
 from aquila2.tokenizer import Aquila2Tokenizer
 from aquila2.training.checkpoints import list_checkpoints
-from aquila2.training.data import prepare
+from aquila2.training.data import look_at_sources, prepare
 from aquila2.training.lock import only_run_in
 from aquila2.training.loop import ASKED, Loop, Result
 from aquila2.training.memory import keep_freed_memory
@@ -45,6 +45,8 @@ def train(options: Options) -> Result:
             usable_device(options.train.device, "train.device")
             for task in read_tasks(options.probe.tasks):
                 questions(task, options.probe.limit)
+            if not (folder / "data" / "prepared.json").is_file():
+                look_at_sources(options.data)
             stack.enter_context(only_run_in(folder))
             honour_stop(folder)
             claim(folder, options)

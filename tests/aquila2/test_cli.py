@@ -13,6 +13,7 @@ from aquila2 import PRESETS, Aquila2Config, Aquila2ForCausalLM, Aquila2Tokenizer
 from aquila2.cli import main
 from aquila2.demo import _claim
 from aquila2.training.lock import only_run_in
+from aquila2.training.options import dump_options, load_options
 
 
 def run(*arguments: str | Path) -> int:
@@ -105,13 +106,45 @@ def test_a_wrong_option_leaves_no_run_behind(config: Path, tmp_path: Path, capsy
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("name", "words"), [("nope", "is not there"), ("empty.txt", "has no text; a source has some")])
+def test_a_source_without_text_leaves_no_run_behind(
+    name: str, words: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    (tmp_path / "empty.txt").touch()
+    assert run("train", config, f"data.sources=[{{name: texts, path: {path}}}]") == 2
+    assert capsys.readouterr().err == f"aquila2 train: data.sources, texts: {path} {words}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", tmp_path / "nope.yaml") == 2
+    sentence = f"{tmp_path / 'nope.yaml'} is no file; the options of a run come from a YAML file"
+    assert capsys.readouterr().err == f"aquila2 train: {sentence}\n"
+
+
+def test_a_tokenizer_needs_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").touch()
+    command = ("tokenizer", "train", tmp_path / "text.txt", "--vocab-size", "300", "--out", tmp_path / "tokenizer")
+    assert run(*command) == 2
+    error = capsys.readouterr().err
+    assert error == f"aquila2 tokenizer: {tmp_path / 'text.txt'} has no text; a tokenizer is trained on some\n"
+    assert not (tmp_path / "tokenizer").exists()
+    (tmp_path / "text.txt").write_text("ab ab ab")
+    assert run(*command) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("267 ids in ")
+    assert captured.err == "the text has no more pairs to merge, so there are fewer than 300\n"
+
+
 def test_a_run_without_a_checkpoint_takes_other_options(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = f"data.sources=[{{name: texts, path: {tmp_path / 'nope'}}}]"
-    assert run("train", config, source, "tokenizer.vocab_size=300") == 2
-    assert capsys.readouterr().err == f"aquila2 train: data.sources, texts: {tmp_path / 'nope'} is not there\n"
     # What a run that died after its preparation leaves: made for other options, to be made again.
+    source = f"data.sources=[{{name: texts, path: {tmp_path / 'nope'}}}]"
+    other = dump_options(load_options(config, [source, "tokenizer.vocab_size=300"]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(other)
     Aquila2Tokenizer.train(["other text"], 265).save_pretrained(tmp_path / "run" / "tokenizer")
     (tmp_path / "run" / "data").mkdir()
     (tmp_path / "run" / "data" / "prepared.json").write_text("{}")

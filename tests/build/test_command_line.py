@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,13 @@ def test_build_info_agrees_with_the_machine() -> None:
     assert set(available_cpu_levels()) <= set(info.cpu_levels)
     assert info.torch == torch.__version__
     assert Path(info.library).exists()
+
+
+def test_the_version_is_the_package_s() -> None:
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert flagattn.__version__ == version
+
+
+def test_compat_comes_with_the_package() -> None:
+    program = "import flagattn; flagattn.compat.install('flash_attn'); import flash_attn"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

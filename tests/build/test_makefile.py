@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import flagattn
+from flagattn.testing.conformance.suites import SUITES
 
 ROOT = Path(flagattn.__file__).parents[1]
 
@@ -38,6 +39,19 @@ def test_torch_is_installed_first_and_alone(tmp_path: Path) -> None:
 
 def test_check_ends_with_pytest() -> None:
     assert "-m pytest tests" in dry_run("check", "VENV=none").strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("SUITE=nope", f"SRC={ROOT}"), "SUITE is 'nope'; it must be one of " + " ".join(SUITES)),
+        (("SUITE=liger",), "SRC is ''; it must be the folder of a checkout of liger"),
+    ],
+)
+def test_conformance_looks_at_its_arguments_before_it_builds(arguments: tuple[str, ...], words: str) -> None:
+    command = ["make", "--no-print-directory", "conformance", "VENV=none", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode and ended.stdout == "" and ended.stderr.splitlines()[0] == words
 
 
 def test_ci_runs_the_check() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import flagattn
 from flagattn import reference
 from flagattn.testing import available_cpu_levels, check_against_oracle, run_with_gradients, set_cpu_level
 
+ROOT = Path(flagattn.__file__).parents[1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Rows, in and out features on both sides of a vector, a micro-tile, a block and a chain.
 SHAPES = ((1, 1, 1), (1, 40, 33), (3, 7, 5), (4, 300, 17), (5, 256, 16), (6, 257, 96), (13, 64, 97), (150, 520, 200))
@@ -225,6 +227,15 @@ def test_explain() -> None:
     assert "where it lies" in flagattn.explain("batch_invariant_linear", x, weight).details["weight"]
     assert "packed" in flagattn.explain("batch_invariant_linear", torch.randn(5, 8), weight).details["weight"]
     assert "torch's BLAS" in str(flagattn.explain(flagattn.batch_invariant_linear, x, weight))
+
+
+def test_the_length_of_a_chain_is_the_kernel_s_wherever_it_is_told() -> None:
+    (length,) = re.findall(r"kLinearDepth = (\d+);", (ROOT / "csrc/linear/cpu/linear_isa.h").read_text())
+    sums = flagattn.explain("batch_invariant_linear", torch.randn(2, 8), torch.randn(5, 8)).details["sums"]
+    assert re.findall(r"\d+", sums)[0] == length
+    assert f"chains of {length} multiply-adds" in flagattn.batch_invariant_linear.__doc__
+    assert f"A chain holds {length} neighbouring k" in (ROOT / "docs/ops/linear.md").read_text()
+    assert f"一条链包含 {length} 个相邻的 k" in (ROOT / "docs/zh/ops/linear.md").read_text()
 
 
 def test_bad_input() -> None:
