@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -124,10 +125,38 @@ def test_compiled_packed_does_not_specialise_on_the_longest_sequence() -> None:
     assert graphs == 1
 
 
-@pytest.mark.skipif(
+needs_inductor = pytest.mark.skipif(
     not Path(sysconfig.get_path("include"), "Python.h").exists(),
     reason="Python.h is missing, so torch.compile cannot compile its C++ (apt install python3-dev)",
 )
+
+
+@needs_inductor
+@pytest.mark.parametrize("as_eager", [True, False], ids=["eager's_numbers", "its_own_numbers"])
+def test_inductor_has_one_mask_of_dropout_in_forward_and_backward(as_eager: bool) -> None:
+    """Values and the gradient of the output are unit vectors, so that both passes give the weights themselves."""
+    q = torch.randn(1, 24, 2, 16, generator=torch.Generator().manual_seed(0))
+    unit = torch.eye(24)[None, :, None].repeat(1, 1, 2, 1)
+
+    def weights_of(function) -> tuple[torch.Tensor, torch.Tensor]:
+        v = unit.clone().requires_grad_()
+        torch.manual_seed(4)
+        out = function(q, q, v)
+        return out.detach(), torch.autograd.grad(out, v, unit)[0].transpose(1, 3)
+
+    def dropped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return flagattn.flash_attn_func(q, k, v, dropout_p=0.4)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(dropped, fullgraph=True)
+    with inductor_config.patch(fallback_random=as_eager):
+        forward, backward = weights_of(compiled)
+    assert torch.equal(forward > 0, backward > 0) and 0 < (forward == 0).float().mean() < 1
+    assert torch.equal(weights_of(compiled)[0], forward)
+    assert torch.equal(weights_of(dropped)[0], forward) == as_eager
+
+
+@needs_inductor
 def test_compiled_by_inductor_with_gradients() -> None:
     leaves = operands(False)
     expected = torch.autograd.grad(dense(*leaves), leaves)
