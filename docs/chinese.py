@@ -35,9 +35,11 @@ _PHRASES = {
     "busy": ("doubtful: a busy machine", "存疑：测量时机器繁忙"),
     "geometric mean": ("mean", "平均"),
     "bars elsewhere": (
-        "On {machine} ({where}) {met} of {all} measured bars are met. Short there, of those in the table: {short}.",
-        "在 {machine}（{where}）上，测得的 {all} 个目标中有 {met} 个达到。表中所列目标里，在那里未达到的是：{short}。",
+        "On {machine} ({where}) {met} of {all} measured bars are met. {short}",
+        "在 {machine}（{where}）上，测得的 {all} 个目标中有 {met} 个达到。{short}",
     ),
+    "short elsewhere": ("Of those in the table these are not:", "表中所列目标里，在那里未达到的是："),
+    "all met elsewhere": ("All of those in the table are among them.", "表中所列目标都在其中。"),
     "bars met": (
         "Of all {all} bars {met} are met on this machine. The table has those against other programs, of several the "
         "strongest, and those against rates of the machine; \"rows as queries\" is torch's SDPA given a group's heads "

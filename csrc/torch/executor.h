@@ -7,11 +7,13 @@
 #include <exception>
 
 #include "arch/parallel.h"
+#include "torch/forked.h"
 
 namespace flagattn {
 
 // torch splits the workers evenly over its threads; inside a parallel region of somebody else it runs them one by one.
-// No exception crosses torch's frames: the first one is kept and thrown again on the calling thread.
+// No exception crosses torch's frames: the first one is kept and thrown again on the calling thread. A forked child has
+// one worker.
 inline ParallelFor torch_threads() {
   const auto run = [](int64_t num_workers, ParallelFor::Body body, void* closure) {
     if (num_workers == 1) return body(closure, 0);
@@ -26,7 +28,7 @@ inline ParallelFor torch_threads() {
     });
     if (failure) std::rethrow_exception(failure);
   };
-  return {run, static_cast<int64_t>(torch::stable::get_num_threads())};
+  return {run, in_forked_child() ? 1 : static_cast<int64_t>(torch::stable::get_num_threads())};
 }
 
 }  // namespace flagattn

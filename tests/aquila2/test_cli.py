@@ -181,7 +181,10 @@ def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("train", "nowhere.yaml"), "aquila2 train: [Errno 2] No such file or directory: 'nowhere.yaml'"),
+        (
+            ("train", "nowhere.yaml"),
+            "aquila2 train: nowhere.yaml is no file; the options of a run come from a YAML file",
+        ),
         (("generate", "nowhere", "x"), "aquila2 generate: nowhere has no config.json"),
         (("tokenizer", "encode", "nowhere", "x"), "aquila2 tokenizer: nowhere has no tokenizer.json"),
     ],

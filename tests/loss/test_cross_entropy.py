@@ -323,6 +323,7 @@ def test_bad_input() -> None:
         (RuntimeError, "softcap is 1e+300; it must be 0 (off), or positive and finite", (x, t), {"softcap": 1e300}),
         (RuntimeError, "z_loss is 1e+300; it must be finite in fp32", (x, t), {"z_loss": 1e300}),
         (RuntimeError, "targets holds 8 at position 2; it must be from 0 to 7", (x, torch.tensor([1, 2, 8, 4])), {}),
+        (RuntimeError, "targets holds 1 at position 0; it must be where there are no classes", (x[:, :0], t), {}),
         (RuntimeError, "targets holds -1 at position 0", (x, torch.tensor([-1, 2, 8, 4])), {}),
     ):
         with pytest.raises(error, match=re.escape(message)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -68,23 +69,41 @@ def test_threads_come_and_go() -> None:
             assert_same(pool.submit(everything).result(), expected)
 
 
-def _in_child(queue) -> None:
-    torch.set_num_threads(1)  # as torch's DataLoader does: OpenMP's pool does not survive a fork
-    queue.put([t.numpy() for t in everything()])
+def in_forked_child(work: Callable[[], list[Tensor]]) -> list[Tensor]:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=lambda: queue.put([t.numpy() for t in work()]), daemon=True)
+    child.start()
+    try:
+        return [torch.from_numpy(array) for array in queue.get(timeout=60)]
+    finally:
+        child.join(10)
+        child.kill()
+
+
+def everything_on_one_thread() -> list[Tensor]:
+    torch.set_num_threads(
+        1
+    )  # as torch's DataLoader does: its own ops wait for OpenMP's pool, which a fork leaves behind
+    return everything()
 
 
 def test_a_forked_child_computes_the_same() -> None:
     expected = everything()
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_in_child, args=(queue,), daemon=True)
-    child.start()
-    try:
-        result = queue.get(timeout=60)
-    finally:
-        child.join(10)
-        child.kill()
-    assert_same([torch.from_numpy(array) for array in result], expected)
+    assert_same(in_forked_child(everything_on_one_thread), expected)
+
+
+def test_kernels_do_not_wait_in_a_forked_child_for_threads_of_its_parent(set_threads) -> None:
+    set_threads(2)
+    q, k, v = inputs()
+
+    def work() -> list[Tensor]:
+        out, lse = flagattn.flash_attn_func(q, k, v, causal=True, return_lse=True)
+        return [out, lse, flagattn.rms_norm(q, torch.ones(64)), flagattn.swiglu(k, v)]
+
+    expected = work()
+    torch.exp(torch.zeros(2**20))  # torch's pool too has its threads now
+    assert_same(in_forked_child(work), expected)
 
 
 def test_a_loader_s_workers_may_call_ops() -> None:

@@ -120,11 +120,15 @@ def sparse_attn_varlen_func(
     for b in range(batch):
         rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
         tiles = -(-(rows.stop - rows.start) // TILE)
+        blocks, offsets, columns, indices = (tensor[b : b + 1, :, :tiles] for tensor in choice)
         result, result_lse = sparse_attn_func(
             q[None, rows],
             k[None, keys],
             v[None, keys],
-            *(tensor[b : b + 1, :, :tiles] for tensor in choice),
+            blocks,
+            offsets,
+            columns,
+            indices,
             dropout_p,
             softmax_scale,
             causal,

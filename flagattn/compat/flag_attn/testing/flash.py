@@ -40,5 +40,5 @@ def attention(
         return out
     total = None
     if return_total_attention:
-        total = reference.attention_column_sums(*rows[:2], lse, causal=causal, softmax_scale=sm_scale)
+        total = reference.attention_column_sums(rows[0], rows[1], lse, causal=causal, softmax_scale=sm_scale)
     return out, lse if return_log_normalizer else None, total
