@@ -23,7 +23,7 @@ SECTIONS: dict[str, Any] = {
     "batch": {"micro": 4, "size": 4},
     "train": {"samples": 88, "precision": "bf16"},
     "optimizer": {"lr": 1e-3},
-    "run": {"save_every": 8, "tensorboard": False, "progress": False, "keep": 10},
+    "run": {"save_every": 8, "save": "sync", "tensorboard": False, "progress": False, "keep": 10},
 }
 SCRIPT = "import sys; from tests.aquila2.parallel.test_divided_alerts import run_all; run_all(sys.argv[1:])"
 KILLED_AT, BROKEN_AT, LARGE_AT = 10, 3, 20

@@ -29,7 +29,7 @@ trainer.train(load_options(sys.argv[1]))
 def test_torchrun_starts_a_divided_run_again(tmp_path: Path) -> None:
     write_texts(tmp_path / "texts")
     run, samples = tmp_path / "run", {"samples": 32}
-    quiet = {"save_every": 2, "tensorboard": False, "progress": False}
+    quiet = {"save_every": 2, "save": "sync", "tensorboard": False, "progress": False}
     options = options_for(tmp_path / "texts", run, run=quiet, parallel={"shard": 2}, train=samples)
     (tmp_path / "config.yaml").write_text(dump_options(options))
     (tmp_path / "dying.py").write_text(DYING)
