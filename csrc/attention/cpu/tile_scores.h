@@ -50,22 +50,35 @@ inline void multiply_span(const TileOperands& operands, const TileSpan& span, in
   with_vectors(span.num_vectors, [&]<int NV>() { multiply_keys<NV>(operands, span, steps, scores, ahead); });
 }
 
-// Far keys are the earlier ones, more of them for later columns: near the border some vectors need both products.
-inline void score_piecewise_block(const TileContext& context, const PanelMask& mask, const TileSpan& span,
-                                  int64_t steps, float* scores, RowList& ahead) {
+// Where far keys, the earlier ones, are more for later columns: vectors from first_far on have far keys in the block,
+// those before end_near have near ones.
+struct TileBorder {
+  int first_far, end_near;
+};
+
+inline TileBorder border_of(const TileContext& context, const PanelMask& mask, const TileSpan& span) {
+  const int stop = span.first_vector + span.num_vectors;
+  if (!context.piecewise) return {stop, stop};
   const int32_t at = static_cast<int32_t>(span.begin) * kTileRows, rest = context.num_keys - at;
   const int32_t key = context.first_key + at, end = key + (rest < kTileRows ? rest : kTileRows);
+  TileBorder border{span.first_vector, stop};
+  while (border.first_far < stop && mask.far_end[last_column(border.first_far)] <= key) ++border.first_far;
+  while (border.end_near > span.first_vector && mask.far_end[first_column(border.end_near - 1)] >= end) {
+    --border.end_near;
+  }
+  return border;
+}
+
+// A block that has both: some vectors need both products.
+inline void multiply_border(const TileContext& context, const PanelMask& mask, const TileSpan& span,
+                            const TileBorder& border, int64_t steps, float* scores, RowList& ahead) {
   const int stop = span.first_vector + span.num_vectors;
-  int first_far = span.first_vector, end_near = stop;
-  while (first_far < stop && mask.far_end[last_column(first_far)] <= key) ++first_far;
-  while (end_near > span.first_vector && mask.far_end[first_column(end_near - 1)] >= end) --end_near;
-  if (end_near == span.first_vector) return multiply_span(context.far, span, steps, scores, ahead);
-  multiply_span(context.near, {span.begin, span.end, span.first_vector, end_near - span.first_vector}, steps, scores,
-                ahead);
-  if (first_far == stop) return;
+  const auto vectors = [&](int first, int end) { return TileSpan{span.begin, span.end, first, end - first}; };
+  multiply_span(context.near, vectors(span.first_vector, border.end_near), steps, scores, ahead);
   alignas(64) float far[kTileRows * kPanel];
-  multiply_span(context.far, {span.begin, span.end, first_far, stop - first_far}, steps, far, ahead);
-  for (int v = first_far; v < stop; ++v) {
+  multiply_span(context.far, vectors(border.first_far, stop), steps, far, ahead);
+  const int32_t key = context.first_key + static_cast<int32_t>(span.begin) * kTileRows;
+  for (int v = border.first_far; v < stop; ++v) {
     const int column = first_column(v);
     const I32 far_end = I32::load(mask.far_end + column);
     for (int r = 0; r < kTileRows; ++r) {
@@ -75,33 +88,46 @@ inline void score_piecewise_block(const TileContext& context, const PanelMask& m
   }
 }
 
-// The products of a tile, of whole blocks that some column sees.
+// The vectors that see some of a block.
+inline TileSpan span_of_block(const Runs& runs, int64_t block) {
+  int first = kNV, end = 0;
+  for (const Run& run : runs) {
+    if (run.end <= block * kTileRows || run.begin >= (block + 1) * kTileRows) continue;
+    if (run.first_vector < first) first = run.first_vector;
+    if (run.first_vector + run.num_vectors > end) end = run.first_vector + run.num_vectors;
+  }
+  return {block, block + 1, first, first < end ? end - first : 0};
+}
+
+// The products of a tile, of whole blocks that some column sees; neighbouring blocks that are alike at once.
 inline void multiply_tile(const TileContext& context, const PanelMask& mask, const Runs& runs, float* scores,
                           RowList& ahead) {
   const int64_t steps = depth_steps(context.head_dim), stop = row_blocks(runs.at[runs.count - 1].end);
-  TileSpan span{0, 0, 0, 0};
+  const TileOperands* operands = nullptr;
+  TileSpan span{};
   const auto finish_span = [&] {
-    if (span.num_vectors > 0) {
-      multiply_span(context.near, span, steps, scores + span.begin * kTileRows * kPanel, ahead);
+    if (operands != nullptr) {
+      multiply_span(*operands, span, steps, scores + span.begin * kTileRows * kPanel, ahead);
     }
+    operands = nullptr;
   };
   for (int64_t block = runs.at[0].begin / kTileRows; block < stop; ++block) {
-    int first = kNV, end = 0;
-    for (const Run& run : runs) {
-      if (run.end <= block * kTileRows || run.begin >= (block + 1) * kTileRows) continue;
-      if (run.first_vector < first) first = run.first_vector;
-      if (run.first_vector + run.num_vectors > end) end = run.first_vector + run.num_vectors;
-    }
-    const TileSpan next{block, block + 1, first, first < end ? end - first : 0};
-    if (context.piecewise) {
-      if (next.num_vectors > 0) {
-        score_piecewise_block(context, mask, next, steps, scores + block * kTileRows * kPanel, ahead);
-      }
-    } else if (span.first_vector == next.first_vector && span.num_vectors == next.num_vectors) {
+    const TileSpan next = span_of_block(runs, block);
+    const TileBorder border = border_of(context, mask, next);
+    const bool none_far = border.first_far == next.first_vector + next.num_vectors;
+    const bool none_near = border.end_near == next.first_vector;
+    const TileOperands* alike = none_far ? &context.near : none_near ? &context.far : nullptr;
+    if (next.num_vectors > 0 && alike != nullptr && alike == operands && span.first_vector == next.first_vector &&
+        span.num_vectors == next.num_vectors) {
       span.end = next.end;
-    } else {
-      finish_span();
-      span = next;
+      continue;
+    }
+    finish_span();
+    if (next.num_vectors == 0) continue;
+    span = next;
+    operands = alike;
+    if (alike == nullptr) {
+      multiply_border(context, mask, next, border, steps, scores + block * kTileRows * kPanel, ahead);
     }
   }
   finish_span();
