@@ -21,8 +21,9 @@ def batch_invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None
     """Linear map that gives a row the same bits whatever stands beside it, and on however many threads.
 
     ``y = x weight^T + bias``. Every element is a sum in fp32 of chains of 128 multiply-adds, the chains added in order,
-    rounded once. `torch.nn.functional.linear` lets its BLAS choose the order by the number of rows and threads; this
-    function is for where one row alone, in a batch, and in training must come out alike.
+    rounded once; of bf16 at the amx level it is one chain of tile products, each over 32.
+    `torch.nn.functional.linear` lets its BLAS choose the order by the number of rows and threads; this function is for
+    where one row alone, in a batch, and in training must come out alike.
 
     Args:
         x: (..., in_features), float32, bfloat16 or float16, any strides; copied first only where its leading dimensions

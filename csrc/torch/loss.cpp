@@ -46,6 +46,11 @@ LinearOperands linear_operands(const char* op, const Argument& hidden, const Arg
   return operands;
 }
 
+MatrixProduct product_of(const LinearOperands& operands) {
+  return cpu::invariant_product(operands.hidden_dtype == operands.weight_dtype ? operands.weight_dtype
+                                                                               : DType::kFloat32);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
     const Tensor& hidden, const Tensor& weight, const Tensor& targets, const std::optional<Tensor>& token_weights,
     int64_t ignore_index, int64_t reduction, double softcap, double z_loss, double label_smoothing, bool takes_dhidden,
@@ -68,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
   Tensor dhidden = like(hidden_argument, takes_dhidden), dweight = like(weight_argument, takes_dweight);
   if (takes_dhidden) params.dhidden = static_cast<float*>(output_data(dhidden));
   if (takes_dweight) params.dweight = static_cast<float*>(output_data(dweight));
-  check(cpu::run_linear_cross_entropy(params, torch_threads(), cpu::invariant_product), op);
+  check(cpu::run_linear_cross_entropy(params, torch_threads(), product_of(params.operands)), op);
   return {std::move(loss), std::move(lse), std::move(parts), std::move(dhidden), std::move(dweight)};
 }
 
@@ -88,7 +93,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_backward(
   Tensor dhidden = like(hidden_argument, needs_dhidden), dweight = like(weight_argument, needs_dweight);
   if (needs_dhidden) params.dhidden = output_data(dhidden);
   if (needs_dweight) params.dweight = output_data(dweight);
-  check(cpu::run_linear_cross_entropy_backward(params, torch_threads(), cpu::invariant_product), op);
+  check(cpu::run_linear_cross_entropy_backward(params, torch_threads(), product_of(params.operands)), op);
   return {std::move(dhidden), std::move(dweight)};
 }
 

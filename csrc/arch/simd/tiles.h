@@ -72,9 +72,18 @@ struct Tile {
   }
 };
 
+// Dwords of two bf16, lower half first: element i of `even` and of `odd`, and elements 2i and 2i + 1 of both vectors
+// one after the other.
+FLAGATTN_INLINE F32 pairs_of(F32 even, F32 odd) {
+  return {_mm512_castsi512_ps(instructions::round_pairs(even.reg, odd.reg))};
+}
+FLAGATTN_INLINE F32 pairs_in_order(F32 first, F32 second) {
+  return {_mm512_castsi512_ps(instructions::round_halves(first.reg, second.reg))};
+}
+
 // A row of B: column n has even[n] and odd[n], rounded to bf16.
 FLAGATTN_INLINE void store_pairs(F32 even, F32 odd, BFloat16* to) {
-  _mm512_storeu_si512(to, instructions::round_pairs(even.reg, odd.reg));
+  pairs_of(even, odd).store(reinterpret_cast<float*>(to));
 }
 
 // 32 bf16 as 16 pairs, to be moved about only.
@@ -90,7 +99,7 @@ FLAGATTN_INLINE void interleave(F32 even, F32 odd, F32& first, F32& second) {
 
 // Half a row of A is `first`, the other half `second`, rounded to bf16.
 FLAGATTN_INLINE void store_halves(F32 first, F32 second, BFloat16* to) {
-  _mm512_storeu_si512(to, instructions::round_halves(first.reg, second.reg));
+  pairs_in_order(first, second).store(reinterpret_cast<float*>(to));
 }
 
 // A row of A from the n elements that are left of a longer one, zeros behind them.

@@ -26,6 +26,16 @@ const LinearKernels& kernels_of(CpuLevel level) {
   }
 }
 
+void plain_product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate) {
+  float* scratch = static_cast<float*>(thread_scratch(kProductScratch * sizeof(float)));
+  kernels_of(cpu_level().level).product(a, b, c, accumulate, scratch);
+}
+
+void tile_product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate) {
+  float* scratch = static_cast<float*>(thread_scratch(kTileScratch * sizeof(float)));
+  kernels_of(cpu_level().level).tile_product(a, b, c, accumulate, scratch);
+}
+
 }  // namespace
 
 Status run_batch_invariant_linear(const LinearParams& params, const ParallelFor& parallel) {
@@ -41,9 +51,9 @@ Status run_batch_invariant_linear(const LinearParams& params, const ParallelFor&
   return Status::success();
 }
 
-void invariant_product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate) {
-  float* scratch = static_cast<float*>(thread_scratch(kProductScratch * sizeof(float)));
-  kernels_of(cpu_level().level).product(a, b, c, accumulate, scratch);
+MatrixProduct invariant_product(DType dtype) {
+  if (dtype == DType::kBFloat16 && kernels_of(cpu_level().level).tile_product != nullptr) return tile_product;
+  return plain_product;
 }
 
 }  // namespace flagattn::cpu

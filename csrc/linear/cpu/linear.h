@@ -12,7 +12,8 @@ Status run_batch_invariant_linear(const LinearParams& params, const ParallelFor&
 
 Status run_few_row_linear(const FewRowsParams& params, const ParallelFor& parallel);
 
-// A MatrixProduct with the sums of run_batch_invariant_linear.
-void invariant_product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate);
+// The MatrixProduct with the sums of run_batch_invariant_linear for operands that are `dtype`, or were computed from
+// such: where the level multiplies bf16 in tiles, the views' elements are rounded to it.
+MatrixProduct invariant_product(DType dtype);
 
 }  // namespace flagattn::cpu

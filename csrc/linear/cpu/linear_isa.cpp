@@ -3,24 +3,28 @@
 #include "linear/cpu/linear_isa.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "linear/cpu/micro_tile.h"
+#if defined(__AMX_BF16__)
+#include "linear/cpu/tile_product.h"
+#endif
 
 namespace flagattn::FLAGATTN_ISA {
 namespace {
 
 constexpr int kFewRows = 4;  // so many are multiplied with the weight as it lies
-static_assert(kLinearCols % kPanel == 0 && kProductCols % kPanel == 0 && kLinearRows % kTileRows == 0);
+static_assert(kLinearCols % kPanel == 0 && kProductCols % kPanel == 0 && kLinearRows % kMicroRows == 0);
 
 // sums[i * stride + j]: one chain of every packed row i and column j. Panels stay in the nearest cache while all rows
 // pass. Of a panel that the columns end in, nothing behind them is written.
 void add_chains(const float* x, int64_t rows, const float* panels, int64_t cols, int64_t depth, bool first, float* sums,
                 int64_t stride) {
-  float edge[kTileRows * kPanel] = {};
+  float edge[kMicroRows * kPanel] = {};
   for (int64_t j = 0; j < cols; j += kPanel, panels += kPanel * kLinearDepth) {
     const int64_t width = std::min(kPanel, cols - j);
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      for_rows<kTileRows>(rows - i, [&]<int kRows>() {
+    for (int64_t i = 0; i < rows; i += kMicroRows) {
+      for_rows<kMicroRows>(rows - i, [&]<int kRows>() {
         float* out = sums + i * stride + j;
         const float* factors = x + i * kLinearDepth;
         if (width == kPanel) return add_chain<kRows>(factors, panels, depth, first, out, stride);
@@ -62,6 +66,18 @@ void multiply(const MatrixView& x, int64_t row, int64_t rows, const MatrixView& 
   }
 }
 
+// A block's sums: in tiles where the level has them for the dtype.
+template <typename T>
+void multiply_block(const MatrixView& x, int64_t row, int64_t rows, const MatrixView& weight, int64_t col, int64_t cols,
+                    int64_t depth, float* sums, float* scratch) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return multiply_in_tiles<T>(x, row, rows, weight, col, cols, depth, false, sums, kLinearCols, scratch);
+  }
+#endif
+  multiply<T>(x, row, rows, weight, col, cols, depth, false, sums, kLinearCols, scratch);
+}
+
 // Rounds the sums, plus the bias, once.
 template <typename T>
 void store_rows(const LinearParams& params, int64_t row, int64_t rows, int64_t col, int64_t cols, const float* sums) {
@@ -82,8 +98,8 @@ void block_of(const LinearParams& params, int64_t row, int64_t col, float* scrat
   const int64_t rows = std::min(kLinearRows, params.rows - row), cols = std::min(kLinearCols, params.cols - col);
   float* sums = scratch;
   std::fill_n(sums, rows * kLinearCols, 0.0f);  // what remains where the depth is 0, and behind the last column
-  multiply<T>(params.x, row, rows, params.weight, col, cols, params.depth, false, sums, kLinearCols,
-              scratch + kLinearRows * kLinearCols);
+  multiply_block<T>(params.x, row, rows, params.weight, col, cols, params.depth, sums,
+                    scratch + kLinearRows * kLinearCols);
   store_rows<T>(params, row, rows, col, cols, sums);
 }
 
@@ -91,20 +107,34 @@ void block(const LinearParams& params, int64_t row, int64_t col, float* scratch)
   dispatch(params.dtype, [&]<typename T>(T) { block_of<T>(params, row, col, scratch); });
 }
 
-// Columns in turns, so that their panels are packed once for all rows.
-void product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate, float* scratch) {
+// Calls body(x, weight, col, cols) for columns in turns, so that their panels are packed once for all rows.
+template <typename Body>
+void for_each_turn(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate, Body&& body) {
   if (a.cols == 0 && !accumulate) {
     for (int64_t i = 0; i < c.rows; ++i) std::fill_n(c.data + i * c.row_stride, c.cols, 0.0f);
   }
   const MatrixView x = {a.data, a.row_stride, a.col_stride}, weight = {b.data, b.col_stride, b.row_stride};
-  for (int64_t col = 0; col < c.cols; col += kProductCols) {
-    multiply<float>(x, 0, c.rows, weight, col, std::min(kProductCols, c.cols - col), a.cols, accumulate, c.data + col,
-                    c.row_stride, scratch);
-  }
+  for (int64_t col = 0; col < c.cols; col += kProductCols) body(x, weight, col, std::min(kProductCols, c.cols - col));
 }
+
+void product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate, float* scratch) {
+  for_each_turn(a, b, c, accumulate, [&](const MatrixView& x, const MatrixView& weight, int64_t col, int64_t cols) {
+    multiply<float>(x, 0, c.rows, weight, col, cols, a.cols, accumulate, c.data + col, c.row_stride, scratch);
+  });
+}
+
+#if defined(__AMX_BF16__)
+void tile_product(const Matrix& a, const Matrix& b, const Matrix& c, bool accumulate, float* scratch) {
+  for_each_turn(a, b, c, accumulate, [&](const MatrixView& x, const MatrixView& weight, int64_t col, int64_t cols) {
+    multiply_in_tiles<float>(x, 0, c.rows, weight, col, cols, a.cols, accumulate, c.data + col, c.row_stride, scratch);
+  });
+}
+#else
+constexpr decltype(LinearKernels::tile_product) tile_product = nullptr;
+#endif
 
 }  // namespace
 
-const LinearKernels linear_kernels = {block, product};
+const LinearKernels linear_kernels = {block, product, tile_product};
 
 }  // namespace flagattn::FLAGATTN_ISA

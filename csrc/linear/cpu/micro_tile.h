@@ -9,8 +9,8 @@
 namespace flagattn::FLAGATTN_ISA {
 
 constexpr int64_t kLanes = F32::kLanes;
-constexpr int64_t kPanel = 2 * kLanes;                     // columns of a micro-tile
-constexpr int kTileRows = F32::kRegisters == 32 ? 12 : 6;  // 2 * kTileRows sums stay in registers
+constexpr int64_t kPanel = 2 * kLanes;                      // columns of a micro-tile
+constexpr int kMicroRows = F32::kRegisters == 32 ? 12 : 6;  // 2 * kMicroRows sums stay in registers
 constexpr int64_t kAhead = 16;  // rows that may lie in pages of their own are asked for early
 static_assert(kLinearDepth % kLanes == 0);
 
