@@ -93,4 +93,6 @@ def test_isa_objects_share_no_inline_function() -> None:
         for path in objects_of(f"flagattn_{level}"):
             lines = run("nm", "-C", "--defined-only", path).splitlines()
             weak = [line.split(maxsplit=2)[2] for line in lines if line.split()[1] in "WVu"]
+            # A pointer to the C++ runtime's routine for unwinding, which every object with a destructor holds.
+            weak = [name for name in weak if name != "DW.ref.__gxx_personality_v0"]
             assert [name for name in weak if f"flagattn::{level}::" not in name] == [], path
