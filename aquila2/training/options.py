@@ -14,6 +14,7 @@ import yaml
 
 from aquila2.config import PRESETS, Aquila2Config
 from aquila2.training.option_rules import check
+from aquila2.training.renamed import in_words_of_today
 from aquila2.training.sections import build_section, convert
 
 # Names of sources are folders, those of domains are members of records and stand in mixture=a:1,b:2.
@@ -280,7 +281,7 @@ def _parse_yaml(text: str, place: str) -> Any:
 
 def parse_options(entries: Mapping[str, Any]) -> Options:
     """Options from nested mappings, e.g. parsed YAML."""
-    return build_section(Options, entries, "")
+    return build_section(Options, in_words_of_today(entries) if isinstance(entries, Mapping) else entries, "")
 
 
 def dump_options(options: Options) -> str:

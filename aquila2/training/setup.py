@@ -69,14 +69,23 @@ def _take_new_options(folder: Path, stored: Path, options: Options) -> None:
 
 
 def _options_of(folder: Path) -> Options | None:
-    """The options that a run with checkpoints has: a checkpoint's, which are hashed, before those of `config.yaml`."""
+    """The options that a run with checkpoints has: a checkpoint's, which are hashed, before those of `config.yaml`.
+
+    Raises:
+        ValueError: They are there and are none of this version, so that nothing tells whether the run is continued.
+    """
     stored = folder / "config.yaml"
     for checkpoint in list_checkpoints(folder / "checkpoints"):
         try:
             kept = verified_file(checkpoint, OPTIONS)
-            options = parse_options(yaml.safe_load(kept))
-        except (NotVerified, OSError, ValueError, yaml.YAMLError):
+        except (NotVerified, OSError):
             continue
+        try:
+            options = parse_options(yaml.safe_load(kept))
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"{checkpoint / OPTIONS} is whole and not of this version ({error}); continue the run with its own"
+            ) from None
         try:
             differs = bool(changed_options(load_options(stored), options))
         except (OSError, ValueError):
@@ -86,8 +95,13 @@ def _options_of(folder: Path) -> Options | None:
         return options
     try:
         return load_options(stored)
-    except (OSError, ValueError) as error:
-        _say(f"{stored} cannot be read ({error}), and no checkpoint keeps a copy: the options given are taken")
+    except ValueError as error:
+        raise ValueError(
+            f"{stored} cannot be read ({error}), and no checkpoint keeps a copy; restore it, or remove it where the "
+            "options given are those of the run"
+        ) from None
+    except OSError:
+        _say(f"{stored} is missing, and no checkpoint keeps a copy: the options given are taken")
         return None
 
 
