@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import types
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ import flagattn
 from flagattn.integrations import _few_rows as few_rows
 from flagattn.integrations import _transformers_layouts as layouts
 from flagattn.integrations._transformers_appending import appending, growing_layer
-from flagattn.integrations._transformers_steps import decoder_layer_forward, is_fused
+from flagattn.integrations._transformers_forwards import give_forward, has_foreign_forward, take_forward
+from flagattn.integrations._transformers_steps import decoder_layer_forward
 
 # Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
 _NORMS = {
@@ -49,7 +51,8 @@ Attention = Callable[..., tuple[Tensor, None]]
 def replace_forwards(model: nn.Module, name: str, attention: Attention) -> int:
     """Gives the layers of known classes their forward passes here; returns how many layers that were.
 
-    So gets the layer that makes logits, if it is a plain linear one.
+    So gets the layer that makes logits, if it is a plain linear one. A layer whose forward pass somebody else has
+    replaced keeps it; a warning tells how many there are.
 
     Attention layers go through `attention`, or a growing cache where that serves, while the model's attention
     implementation is `name`, else their own way.
@@ -57,7 +60,8 @@ def replace_forwards(model: nn.Module, name: str, attention: Attention) -> int:
     changed = 0
     output_embeddings = cast(Callable[[], nn.Module | None] | None, getattr(model, "get_output_embeddings", None))
     head = output_embeddings() if output_embeddings is not None else None
-    for module in model.modules():
+    foreign = []
+    for path, module in model.named_modules():
         kind = type(module).__name__
         forward: Callable[..., Any]
         if kind in _NORMS:
@@ -73,19 +77,24 @@ def replace_forwards(model: nn.Module, name: str, attention: Attention) -> int:
             forward = _linear_forward
         else:
             continue
-        module.forward = types.MethodType(forward, module)
+        if has_foreign_forward(module):
+            foreign.append(path)
+            continue
+        give_forward(module, forward)
         changed += 1
+    if foreign:
+        warnings.warn(
+            f"fuse leaves {len(foreign)} layers alone, whose forward somebody else has replaced "
+            f"(the first is {foreign[0]!r})",
+            UserWarning,
+            stacklevel=3,
+        )
     return changed
 
 
 def restore_forwards(model: nn.Module) -> int:
-    """Undoes `replace_forwards`; returns how many layers it had changed."""
-    changed = 0
-    for module in model.modules():
-        if is_fused(module):
-            del module.forward
-            changed += 1
-    return changed
+    """Undoes `replace_forwards` where nobody has replaced the forward pass since; returns in how many layers."""
+    return sum(take_forward(module) for module in model.modules())
 
 
 def _silu_class() -> type[nn.Module]:
@@ -95,6 +104,7 @@ def _silu_class() -> type[nn.Module]:
     return cast(type[nn.Module], found[0] if isinstance(found, tuple) else found)
 
 
+@functools.cache
 def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
         eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
@@ -136,6 +146,7 @@ def _rotated(
     return flagattn.apply_rotary(q, cos, sin), flagattn.apply_rotary(k, cos, sin), v
 
 
+@functools.cache
 def _attention_forward(
     name: str, attention: Attention, own_options: Callable[[Any], dict[str, Any]]
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:

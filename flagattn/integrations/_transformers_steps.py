@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +14,7 @@ from flagattn._decoder_layers import few_row_attention, few_row_gated_mlp
 from flagattn.integrations import _few_rows as few_rows
 from flagattn.integrations import _transformers_layouts as layouts
 from flagattn.integrations._transformers_appending import appending, growing_layer
+from flagattn.integrations._transformers_forwards import is_fused
 
 
 class _NewRows(NamedTuple):
@@ -23,12 +25,7 @@ class _NewRows(NamedTuple):
     device: torch.device
 
 
-def is_fused(module: nn.Module) -> bool:
-    """Whether the module's forward pass is one of this package."""
-    found = getattr(module.__dict__.get("forward"), "__module__", None)
-    return found is not None and found.startswith("flagattn.integrations.")
-
-
+@functools.cache
 def decoder_layer_forward(name: str, own_options: Callable[[Any], dict[str, Any]]) -> Callable[..., Tensor]:
     """`x + attention(norm(x))`, then the same of the MLP; the layer's own where x is not a few plain rows."""
 

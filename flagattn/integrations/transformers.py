@@ -267,6 +267,9 @@ def fuse(model: nn.Module) -> int:
     transformers lets it. Its keys and values are then views of the buffers: change them in place, and those handed out
     earlier change too.
 
+    A layer whose `forward` somebody else has replaced, as accelerate's hooks do, keeps that one, and a warning says so;
+    it is not counted. Replace or wrap a layer's `forward` afterwards and it is called for every row.
+
     Returns:
         How many layers were changed.
     """
@@ -274,5 +277,8 @@ def fuse(model: nn.Module) -> int:
 
 
 def unfuse(model: nn.Module) -> int:
-    """Give the layers that `fuse` changed their own forward passes back; returns how many."""
+    """Give the layers that `fuse` changed their own forward passes back; returns how many.
+
+    A layer whose `forward` somebody has replaced or wrapped since keeps that one, and what it wraps: undo that first.
+    """
     return layers.restore_forwards(model)

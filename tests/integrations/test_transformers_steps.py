@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import types
 from typing import Any
 
 import pytest
@@ -81,7 +84,42 @@ def replaced(part: nn.Module) -> None:
     part.forward = lambda *args, **kwargs: doubled(part, args, before(*args, **kwargs))  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("change", [hooked, replaced])
+def wrapped(part: nn.Module) -> None:
+    """The usual patch: it copies the name and module of what it wraps."""
+    before = part.forward
+
+    @functools.wraps(before)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return doubled(part, args, before(*args, **kwargs))
+
+    part.forward = forward  # type: ignore[method-assign]
+
+
+def rebound(part: nn.Module) -> None:
+    """The same, bound to the layer."""
+    before = part.forward
+
+    @functools.wraps(before)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return doubled(self, args, before(*args, **kwargs))
+
+    part.forward = types.MethodType(forward, part)  # type: ignore[method-assign]
+
+
+def partial(part: nn.Module) -> None:
+    """As accelerate does for its hooks."""
+    before = part.forward
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return doubled(self, args, before(*args, **kwargs))
+
+    part.forward = functools.update_wrapper(functools.partial(forward, part), before)  # type: ignore[method-assign]
+
+
+REPLACEMENTS = [replaced, wrapped, rebound, partial]
+
+
+@pytest.mark.parametrize("change", [hooked, *REPLACEMENTS])
 @pytest.mark.parametrize("part", PARTS)
 def test_a_changed_part_is_asked(part: str, change: Any) -> None:
     ours, theirs = models_of("llama", "eager")
@@ -90,6 +128,47 @@ def test_a_changed_part_is_asked(part: str, change: Any) -> None:
         change(model.model.layers[1].get_submodule(part))
     for a, b in zip(logits_of_steps(ours), logits_of_steps(theirs)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", REPLACEMENTS)
+@pytest.mark.parametrize("part", ["", "input_layernorm", "self_attn", "mlp"])
+def test_a_forward_that_somebody_else_has_replaced_stays(part: str, change: Any) -> None:
+    ours, theirs = models_of("llama", "eager")
+    places = [model.model.layers[1].get_submodule(part) for model in (ours, theirs)]
+    for place in places:
+        change(place)
+    before = places[0].forward
+    with pytest.warns(UserWarning, match=r"leaves 1 layers alone, .* \(the first is 'model\.layers\.1"):
+        changed = integration.fuse(ours)
+    for a, b in zip(logits_of_steps(ours), logits_of_steps(theirs)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert integration.unfuse(ours) == changed and places[0].forward is before
+
+
+@pytest.mark.parametrize("change", REPLACEMENTS)
+def test_what_wraps_a_fused_layer_stays_when_the_others_are_undone(change: Any) -> None:
+    ours, theirs = models_of("llama", "eager")
+    changed = integration.fuse(ours)
+    for model in (ours, theirs):
+        change(model.model.layers[1].mlp)
+    patch = ours.model.layers[1].mlp.forward
+    assert integration.unfuse(ours) == changed - 1 and ours.model.layers[1].mlp.forward is patch
+    for a, b in zip(logits_of_steps(ours), logits_of_steps(theirs)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_and_a_layer_with_its_class_s_forward_set_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (model,) = models_of("llama")
+    mlp = model.model.layers[0].mlp
+    mlp.forward = mlp.forward  # as accelerate leaves it where its hook is removed
+    integration.fuse(model)
+    twin = copy.deepcopy(model)
+    calls = Calls(monkeypatch)
+    for ours, theirs in zip(logits_of_steps(twin), logits_of_steps(model)):
+        assert torch.equal(ours, theirs)
+    assert calls.of["few_row_gated_mlp"] == 12
+    assert integration.unfuse(twin) == integration.unfuse(model) > 0
+    assert "forward" not in mlp.__dict__
 
 
 def test_hidden_states_are_those_of_the_layers() -> None:
