@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 BLOCK = 1 << 24
-THREADS = "hashing"  # their name
+THREADS = "aquila2-hashing"  # their name
 PIECE = 1 << 18  # what is hashed as soon as it is read, still lies in the core's own cache
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +26,7 @@ from aquila2.training.checkpoints import Contents, checkpoint_path, save_checkpo
 from aquila2.training.options import Options
 
 LEAST = 19  # the lowest priority
-NAME = "checkpoint"  # of the thread
+NAME = "aquila2-checkpoint"  # of the thread
 
 
 class Saver:
@@ -123,17 +124,35 @@ class Saver:
 def _give_way() -> None:
     """Has this thread, and those that it starts to hash, take what the steps leave of the cores."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST)
+        _set_priority(threading.get_native_id(), LEAST)
 
 
 def _prefer_writers() -> None:
-    """Gives the threads that write the priority of the process: somebody waits for them, perhaps on a busy machine."""
-    if sys.platform == "linux":
-        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
-        for thread in threading.enumerate():
-            if thread.name.startswith((NAME, hashing.THREADS)) and thread.native_id is not None:
-                with suppress(OSError):  # it may have ended; and not everybody may raise a priority
-                    os.setpriority(os.PRIO_PROCESS, thread.native_id, usual)
+    """Gives the threads that write the priority of the process: somebody waits for them, perhaps on a busy machine.
+
+    Linux lets only who has CAP_SYS_NICE or room in RLIMIT_NICE raise a priority. Elsewhere they keep the lowest.
+    """
+    if sys.platform != "linux":
+        return
+    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    raised: set[int] = set()
+    # A thread has the priority of the one that starts it, and no id for a moment: until nobody is new.
+    while new := [thread.native_id for thread in _writers() if thread.native_id not in raised]:
+        for native_id in new:
+            if native_id is None:
+                time.sleep(0.001)
+            else:
+                _set_priority(native_id, usual)
+                raised.add(native_id)
+
+
+def _writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith((NAME, hashing.THREADS))]
+
+
+def _set_priority(native_id: int, priority: int) -> None:
+    with suppress(OSError):  # the thread may have ended, and whoever runs this may not be allowed to
+        os.setpriority(os.PRIO_PROCESS, native_id, priority)
 
 
 def _memory_like(tensor: Tensor) -> Tensor:
