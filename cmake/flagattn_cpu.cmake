@@ -12,7 +12,7 @@ list(FILTER plain_sources EXCLUDE REGEX "_isa\\.cpp$|^csrc/torch/|^csrc/host_exe
 
 # What multiplies has kernels of its own at the amx level; the other ops run those of AVX-512 there.
 set(tile_sources ${isa_sources})
-list(FILTER tile_sources INCLUDE REGEX "^csrc/(attention/cpu/(forward|decode|backward)|linear/cpu/[a-z_]+)_isa\\.cpp$")
+list(FILTER tile_sources INCLUDE REGEX "^csrc/(attention/cpu/(forward|decode|backward)|linear/cpu/linear)_isa\\.cpp$")
 
 set(level_flags_scalar "")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
@@ -20,9 +20,12 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(level_flags_avx2 -mavx2 -mfma -mf16c)
   set(level_flags_avx512 ${level_flags_avx2} -mavx512f -mavx512dq -mavx512bw -mavx512vl)
   set(level_flags_amx ${level_flags_avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
-  include(CheckCXXCompilerFlag)
-  check_cxx_compiler_flag("-mavx512bf16 -mamx-tile -mamx-bf16" FLAGATTN_COMPILER_HAS_AMX)
-  if(FLAGATTN_COMPILER_HAS_AMX)
+  include(CheckCXXSourceCompiles)
+  set(CMAKE_REQUIRED_FLAGS "-mavx512bf16 -mamx-tile -mamx-bf16")
+  # An assembler may be older than the compiler that takes the flags.
+  check_cxx_source_compiles("int main() { asm volatile(\"tdpbf16ps %tmm0, %tmm1, %tmm2\"); }" FLAGATTN_ASSEMBLES_AMX)
+  unset(CMAKE_REQUIRED_FLAGS)
+  if(FLAGATTN_ASSEMBLES_AMX)
     list(APPEND levels amx)
   endif()
 else()

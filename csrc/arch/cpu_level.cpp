@@ -21,7 +21,7 @@ CpuLevelChoice& current() {
 
 #if defined(__x86_64__)
 // The tiles' instructions and the conversions to bf16.
-bool host_has_tiles() {
+[[maybe_unused]] bool host_has_tiles() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) {
@@ -31,7 +31,7 @@ bool host_has_tiles() {
 }
 
 // A process asks Linux once for the tiles' eight KiB of registers; all its threads have them then.
-bool system_grants_tiles() {
+[[maybe_unused]] bool system_grants_tiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

@@ -5,8 +5,8 @@
 
 namespace flagattn {
 
-// kAmx: AVX-512 with its bf16 conversions, and matrix products in tiles (attention and linear; the other ops have no
-// products and run their AVX-512 kernels there).
+// kAmx: AVX-512 with its bf16 conversions, and matrix products in tiles (attention and linear). What has no kernels in
+// tiles, attention's column sums and gradient of a bias and linear maps of few rows among it, runs those of AVX-512.
 enum class CpuLevel { kScalar, kAvx2, kAvx512, kAmx };
 inline constexpr CpuLevel kCpuLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAmx};
 

@@ -8,10 +8,6 @@ namespace {
 
 const FewRowsKernels& kernels_of(CpuLevel level) {
   switch (level) {
-#if defined(FLAGATTN_HAS_AMX)
-    case CpuLevel::kAmx:
-      return amx::few_rows_kernels;
-#endif
 #if defined(FLAGATTN_HAS_AVX512)
     case CpuLevel::kAvx512:
       return avx512::few_rows_kernels;
@@ -29,7 +25,7 @@ const FewRowsKernels& kernels_of(CpuLevel level) {
 
 Status run_few_row_linear(const FewRowsParams& params, const ParallelFor& parallel) {
   if (params.rows == 0) return Status::success();
-  const FewRowsKernels& kernels = kernels_of(cpu_level().level);
+  const FewRowsKernels& kernels = kernels_of(without_tiles(cpu_level().level));
   // So many weights that waking a thread for them pays.
   constexpr int64_t kItemBytes = 64 * 1024;
   const int64_t row_bytes = params.depth * size_of(params.dtype);

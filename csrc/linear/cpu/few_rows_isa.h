@@ -29,8 +29,5 @@ extern const FewRowsKernels few_rows_kernels;
 namespace avx512 {
 extern const FewRowsKernels few_rows_kernels;
 }
-namespace amx {
-extern const FewRowsKernels few_rows_kernels;
-}
 
 }  // namespace flagattn
