@@ -153,13 +153,23 @@ def _explain_fused(name: str, x: Tensor) -> Explanation:
 def _explain_linear(arguments: dict[str, Any]) -> Explanation:
     x, weight = arguments["x"], arguments["weight"]
     explanation = _on_device("batch_invariant_linear", _SOURCES["batch_invariant_linear"], x)
-    explanation.details["sums"] = "chains of 128 multiply-adds in fp32, the chains added in order"
-    if x.shape[:-1].numel() <= 4 and weight.stride(-1) == 1:
+    in_tiles = _multiplies_in_tiles(x)
+    explanation.details["sums"] = (
+        "one chain of tile products over 32 terms each, in fp32"
+        if in_tiles
+        else "chains of 128 multiply-adds in fp32, the chains added in order"
+    )
+    if x.shape[:-1].numel() <= 4 and weight.stride(-1) == 1 and not in_tiles:
         explanation.details["weight"] = "read once where it lies, since up to 4 rows share it"
     else:
         explanation.details["weight"] = "packed in blocks of 96 rows, each for up to 144 rows of x"
     explanation.others["torch's BLAS"] = "its order of summation depends on the number of rows and threads"
     return explanation
+
+
+def _multiplies_in_tiles(operand: Tensor) -> bool:
+    """Whether the CPU kernels of attention and linear maps multiply it in the tile registers of the amx level."""
+    return operand.device.type == "cpu" and operand.dtype is torch.bfloat16 and build_info().cpu_level == "amx"
 
 
 def _explain_head(arguments: dict[str, Any]) -> str:
@@ -190,6 +200,10 @@ def _explain_attention(name: str, arguments: dict[str, Any]) -> Explanation:
             backward = "none: pages are read only" if over_cache else _cuda_backward(head_dim, arguments)
             explanation.details.setdefault("backward", backward)
         return explanation
+    if _multiplies_in_tiles(q):
+        explanation.details["products"] = (
+            "bf16 in tiles, over 32 terms each; weights are rounded to bf16, sums are fp32"
+        )
 
     packing: list[Tensor] = []
     if name in _CACHED:

@@ -21,6 +21,17 @@ def test_attention_on_the_cpu(cpu_level: str) -> None:
     assert str(explanation).startswith("flash_attn_func\n  kernel ")
 
 
+def test_tiles_are_named_where_bf16_is_multiplied_in_them(cpu_level: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        q, cache = torch.randn(1, 1, 4, 16).to(dtype), torch.randn(1, 50, 2, 16).to(dtype)
+        for details in (
+            flagattn.explain("flash_attn_func", cache, cache, cache).details,
+            flagattn.explain("flash_attn_with_kvcache", q, cache, cache).details,
+        ):
+            in_tiles = cpu_level == "amx" and dtype is torch.bfloat16
+            assert details.get("products", "").startswith("bf16 in tiles") == in_tiles
+
+
 def test_every_form_is_explained() -> None:
     x, packed = torch.randn(1, 9, 2, 16), torch.randn(9, 2, 16)
     cu = torch.tensor([0, 4, 9], dtype=torch.int32)
