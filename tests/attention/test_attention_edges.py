@@ -57,6 +57,14 @@ def test_softcap_does_not_hide_nan(cpu_level: str) -> None:
     assert out[0, 6:].isfinite().all()
 
 
+def test_denormal_bf16_is_zero_in_tiles(cpu_level: str) -> None:
+    """As docs/numerics.md tells."""
+    q = torch.ones(1, 1, 2, 32, dtype=torch.bfloat16)
+    v = torch.full((1, 40, 2, 32), 1e-39, dtype=torch.bfloat16)
+    out = flagattn.flash_attn_func(q, torch.ones_like(v), v)
+    assert torch.equal(out, torch.zeros_like(q) if cpu_level == "amx" else v[:, :1])
+
+
 def test_autocast_joins_operands_of_different_dtypes() -> None:
     q, k, v = torch.randn(3, 1, 30, 2, 16)
     with torch.autocast("cpu", torch.bfloat16):

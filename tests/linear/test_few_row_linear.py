@@ -41,13 +41,13 @@ def test_oracle(cpu_level: str, shape: tuple[int, int, int], dtype: torch.dtype)
         assert_close_to_oracle(of_one(*tensors), plain, ref64)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@pytest.mark.parametrize("level", available_cpu_levels())
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 9),
     features=st.integers(1, 600),
     outputs=st.integers(1, 230),
     dtype=st.sampled_from(DTYPES),
-    level=st.sampled_from(available_cpu_levels()),
     data=st.data(),
 )
 def test_an_element_does_not_know_its_neighbours(
