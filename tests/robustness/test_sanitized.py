@@ -20,10 +20,13 @@ OPTIONS = {
     "OMP_NUM_THREADS": "2",
 }
 
-# Every op and every kind of operand; of the attention cases all shapes in fp32 and those that differ in their loads in
-# 16 bits. What checks numbers only, or starts processes, adds nothing here.
+# Every op and every kind of operand; of the attention cases all shapes in fp32, and in bf16 where it has kernels of its
+# own, and those that differ in their loads in 16 bits. What checks numbers only, or starts processes, adds nothing.
 SUITES = {
-    "attention": ["tests/attention/test_attention_oracle.py", "-k", "float32 or layouts or packed or 59 or gqa"],
+    "attention": [
+        "tests/attention/test_attention_oracle.py",
+        *("-k", "float32 or (bfloat16 and amx) or layouts or packed or 59 or gqa"),
+    ],
     "edges": ["tests/attention/test_attention_edges.py", "tests/torch", "tests/robustness/test_layouts.py"],
     "masks": ["tests/attention/test_masks.py", "-k", "not opcheck and not compil and not checkpoint"],
     "caches": [
