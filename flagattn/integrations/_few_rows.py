@@ -7,6 +7,7 @@ quantised or sharded weights, autocast or a transform make of a layer is left to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -77,10 +78,13 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody else wants to be called with what goes into the module or comes out."""
+def has_hooks(module: nn.Module, is_idle: Callable[[Any], bool] = lambda hook: False) -> bool:
+    """Whether somebody else wants to be called with what goes into the module or comes out.
+
+    Forward hooks of which `is_idle` says that they would do nothing now do not count.
+    """
     return bool(
-        module._forward_hooks
+        (module._forward_hooks and not all(map(is_idle, module._forward_hooks.values())))
         or module._forward_pre_hooks
         or _state._global_forward_hooks
         or _state._global_forward_pre_hooks

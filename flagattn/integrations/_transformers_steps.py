@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flagattn._checks import scale_or_default, window_bounds
 from flagattn._decoder_layers import few_row_attention, few_row_gated_mlp
 from flagattn.integrations import _few_rows as few_rows
+from flagattn.integrations import _transformers_capturing as capturing
 from flagattn.integrations import _transformers_layouts as layouts
 from flagattn.integrations._transformers_appending import appending, growing_layer
 from flagattn.integrations._transformers_forwards import is_fused
@@ -49,7 +50,7 @@ def decoder_layer_forward(name: str, own_options: Callable[[Any], dict[str, Any]
 
 
 def _is_served(module: nn.Module) -> bool:
-    return is_fused(module) and not few_rows.has_hooks(module)
+    return is_fused(module) and not few_rows.has_hooks(module, capturing.is_idle)
 
 
 def _norm_of(norm: Any, x: Tensor) -> tuple[Tensor, float] | None:

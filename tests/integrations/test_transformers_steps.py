@@ -185,6 +185,29 @@ def test_hidden_states_are_those_of_the_layers() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:output_attentions=True gives no attentions")
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions"])
+def test_steps_after_a_call_that_collected_are_one_call_again(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model,) = models_of("llama")
+    integration.fuse(model)
+    before = logits_of_steps(model)
+    with torch.no_grad():
+        cache = model(tokens(2, 9), **{asked: True}).past_key_values
+    attention = model.model.layers[0].self_attn
+    assert attention._forward_hooks  # else there is nothing to see past
+    calls = Calls(monkeypatch)
+    for ours, theirs in zip(logits_of_steps(model), before):
+        assert torch.equal(ours, theirs)
+    assert calls.of == {"few_row_attention": 6, "few_row_gated_mlp": 6}
+    with torch.no_grad():
+        model(tokens(2, 1), past_key_values=cache, **{asked: True})
+    assert calls.of["few_row_attention"] == 6  # the hooks were called
+    seen = []
+    attention.register_forward_hook(lambda module, args, output: seen.append(output))
+    logits_of_steps(model)
+    assert len(seen) == 4
+
+
 def test_rows_with_gradients_and_many_rows_go_the_layers_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     (model,) = models_of("llama")
     integration.fuse(model)
