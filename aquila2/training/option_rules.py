@@ -130,3 +130,16 @@ def check(options: Options) -> None:
     for holds, sentence in checks:
         if not holds:
             raise ValueError(sentence)
+
+
+def doubts(options: Options) -> list[str]:
+    """What options ask for and may not get: a sentence each, for the start of a run."""
+    monitor, run = options.monitor, options.run
+    sentences = []
+    if monitor.divergence == "rewind" and (run.keep - 1) * run.save_every < monitor.window:
+        sentences.append(
+            f"monitor.divergence rewind goes back at least monitor.window ({monitor.window}) steps, and run.keep "
+            f"{run.keep} with run.save_every {run.save_every} need not keep a checkpoint that old: the run may end "
+            "instead; (run.keep - 1) x run.save_every of two windows is enough for most rises"
+        )
+    return sentences

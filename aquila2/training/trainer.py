@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from aquila2.training.data import look_at_sources, prepare
 from aquila2.training.lock import only_run_in
 from aquila2.training.loop import ASKED, Loop, Result
 from aquila2.training.memory import keep_freed_memory
+from aquila2.training.option_rules import doubts
 from aquila2.training.options import Options
 from aquila2.training.setup import claim, heal_tokenizer, honour_stop, mend_data, tokenizer_for
 
@@ -49,6 +51,8 @@ def train(options: Options) -> Result:
                 look_at_sources(options.data)
             stack.enter_context(only_run_in(folder))
             honour_stop(folder)
+            for sentence in doubts(options):
+                print(sentence, file=sys.stderr, flush=True)
             claim(folder, options)
             heal_tokenizer(folder)
             tokenizer = tokenizer_for(options, folder / "tokenizer")

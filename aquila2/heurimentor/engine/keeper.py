@@ -283,7 +283,11 @@ class Keeper:
         older = [path for path in list_checkpoints(folder) if step_of(path) <= calm]
         chosen = next((path for path in older if checkpoint_fault(path) is None), None)
         if chosen is None or self.returns[step_of(chosen)] >= MOST_RETURNS:
-            why = f"it went back {MOST_RETURNS} times" if chosen else f"no checkpoint is from before step {calm + 1}"
+            why = (
+                f"it went back {MOST_RETURNS} times"
+                if chosen
+                else f"no whole checkpoint is from before step {calm + 1}"
+            )
             self.book.decide("stop", f"{alert.kind}: {alert.sentence}, and {why}", by="monitor")
             return None
 

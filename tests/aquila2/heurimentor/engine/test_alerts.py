@@ -170,10 +170,12 @@ def test_a_divergence_goes_back_to_before_it(
 ) -> None:
     run, plain = tmp_path / "run", tmp_path / "plain"
     trainer.train(options_for(texts, plain, **DIVERGING, decisions=[{"after": 30, "skip": 36}]))
+    capsys.readouterr()
     with monkeypatch.context() as context:
         loss_rises(context, range(64, 96))
         trainer.train(options_for(texts, run, **DIVERGING, run={"save_every": 10, "keep": 10}))
     said = capsys.readouterr().err
+    assert "monitor.divergence rewind goes back at least" not in said  # which kept enough
     assert "the loss rises" in said and "the run goes back from step 48 to step 30 and skips 36 samples" in said
     assert "step-00000040.undone: the loss rises since step 32" in " ".join(said.split())
     assert losses_of(run) == losses_of(plain) and len(losses_of(run)) == 34
@@ -185,11 +187,13 @@ def test_a_divergence_without_a_checkpoint_before_it_ends_the_run(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loss_rises(monkeypatch, range(64, 96))
-    result = trainer.train(options_for(texts, tmp_path / "run", **DIVERGING))
+    result = trainer.train(options_for(texts, tmp_path / "run", **DIVERGING, run={"save_every": 7, "keep": 2}))
     assert (result.progress.step, result.stopped_by) == (48, trainer.ASKED)
-    assert "and no checkpoint is from before step 33), asked for by monitor" in " ".join(
-        capsys.readouterr().err.split()
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "monitor.divergence rewind goes back at least monitor.window (16) steps, and run.keep 2 with"
     )
+    assert "and no whole checkpoint is from before step 33), asked for by monitor" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("policy", ["warn", "skip"])
