@@ -36,6 +36,17 @@ def lse_from_fa2(lse: Tensor) -> Tensor:
     return lse.masked_fill(torch.isposinf(lse), -math.inf)
 
 
+def written_to(out: Tensor | None, result: Tensor) -> Tensor:
+    """`result`, in `out` if the caller gave one; copy_ alone would fill a larger one by broadcasting."""
+    if out is None:
+        return result
+    if out.shape != result.shape:
+        raise ValueError(
+            f"out has shape {tuple(out.shape)}, but the result has {tuple(result.shape)}; their shapes must be equal"
+        )
+    return out.copy_(result)
+
+
 # ---- sequences of which a part is used, and pages ----
 
 

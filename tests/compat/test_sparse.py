@@ -103,3 +103,59 @@ def test_wrong_choices_are_refused_in_one_sentence() -> None:
         vllm.sparse_attn_func(q, k, v, sparse[0][:, :, 1:], *sparse[1:])
     with pytest.raises(TypeError, match="column_count is float32; it must be int32 or int64"):
         vllm.sparse_attn_func(q, k, v, *sparse[:2], sparse[2].float(), sparse[3])
+
+
+@pytest.mark.parametrize("count", [-3, 4])
+def test_counts_beyond_their_entries_are_refused(count: int) -> None:
+    q, k, v = operands(130)
+    sparse, _ = choice(2, 3)
+    sparse[2][1, 3, 2] = count
+    with pytest.raises(RuntimeError, match=rf"column_count\[1, 3, 2\] is {count}; it must be from 0 to 3$"):
+        vllm.sparse_attn_func(q, k, v, *sparse)
+    sparse, _ = choice(2, 3)
+    sparse[0][0, 1, 1] = count
+    with pytest.raises(RuntimeError, match=rf"block_count\[0, 1, 1\] is {count}; it must be from 0 to 2$"):
+        vllm.sparse_attn_func(q, k, v, *sparse)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "longest", "told"),
+    [
+        ("q", [1, 30, 130], 100, "starts with 1; it must start with 0"),
+        ("q", [0, 140, 130], 140, "falls from 140 to 130 at index 2; it must not decrease"),
+        ("q", [0, 30, 131], 101, "ends with 131, but the tensor has 130 rows; it must not end behind them"),
+        ("q", [0, 30, 130], 99, "gives sequence 1 the length 100, but its max_seqlen is 99; no sequence may be longer"),
+        ("k", [0, 0, 201], 201, "ends with 201, but the tensor has 200 rows; it must not end behind them"),
+        ("k", [0, 0, 200], 20, "gives sequence 1 the length 200, but its max_seqlen is 20; no sequence may be longer"),
+    ],
+)
+def test_wrong_packings_are_refused(name: str, values: list[int], longest: int, told: str) -> None:
+    q, k, v = operands(130, batch=1)
+    packing = {"q": ([0, 30, 130], 100), "k": ([0, 0, SEQLEN_K], SEQLEN_K)} | {name: (values, longest)}
+    (cu_q, longest_q), (cu_k, longest_k) = (
+        (torch.tensor(cu_seqlens, dtype=torch.int32), most) for cu_seqlens, most in packing.values()
+    )
+    with pytest.raises(RuntimeError, match=f"cu_seqlens_{name} {told}"):
+        vllm.sparse_attn_varlen_func(q[0], k[0], v[0], *choice(2, 2)[0], cu_q, cu_k, longest_q, longest_k)
+
+
+def test_a_wrong_count_of_packed_sequences_is_told_with_its_sequence() -> None:
+    q, k, v = operands(130, batch=1)
+    sparse, _ = choice(2, 2)
+    sparse[0][:1] = sparse[2][:1] = 0  # the first sequence has no key
+    sparse[2][1, 0, 1] = 9
+    cu_q, cu_k = (torch.tensor(values, dtype=torch.int32) for values in ([0, 30, 130], [0, 0, SEQLEN_K]))
+    with pytest.raises(RuntimeError, match=r"column_count\[1, 0, 1\] is 9; it must be from 0 to 3"):
+        vllm.sparse_attn_varlen_func(q[0], k[0], v[0], *sparse, cu_q, cu_k, 100, SEQLEN_K)
+
+
+def test_out_of_another_shape_is_refused() -> None:
+    q, k, v = operands(130, batch=1)
+    sparse, _ = choice(1, 3)
+    with pytest.raises(ValueError, match=r"out has shape \(2, 130, 4, 32\), but the result has \(1, 130, 4, 32\)"):
+        vllm.sparse_attn_func(q, k, v, *sparse, out=q.new_empty(2, *q.shape[1:]))
+    cu_q, cu_k = (torch.tensor([0, rows], dtype=torch.int32) for rows in (130, SEQLEN_K))
+    for attend, given in ((vllm.sparse_attn_varlen_func, sparse), (vllm.flash_attn_varlen_func, None)):
+        packing = (130, cu_q, SEQLEN_K, cu_k) if given is None else (*given, cu_q, cu_k, 130, SEQLEN_K)
+        with pytest.raises(ValueError, match=r"out has shape \(2, 130, 4, 32\), but the result has \(130, 4, 32\)"):
+            attend(q[0], k[0], v[0], *packing, out=q.new_empty(2, *q.shape[1:]))

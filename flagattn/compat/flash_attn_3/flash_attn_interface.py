@@ -19,7 +19,7 @@ from flagattn._cache_checks import check_splits
 from flagattn._checks import MAX_HEAD_DIM
 from flagattn.compat._chunks import chunked_packing
 from flagattn.compat._gradients import attention_gradients
-from flagattn.compat._operands import cumulative, integer, lengths_of, used_rows, window_of
+from flagattn.compat._operands import cumulative, integer, lengths_of, used_rows, window_of, written_to
 
 _native: Any = flagattn  # its results depend on flags
 
@@ -252,7 +252,7 @@ def flash_attn_combine(
     """
     merged, lse = _native.merge_attention_states(list(out_partial.float()), list(lse_partial.transpose(-1, -2)))
     result = merged.to(out_partial.dtype if out_dtype is None else out_dtype)
-    return (result if out is None else out.copy_(result)), lse.transpose(-1, -2)
+    return written_to(out, result), lse.transpose(-1, -2)
 
 
 def get_scheduler_metadata(

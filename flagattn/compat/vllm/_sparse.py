@@ -1,11 +1,12 @@
 """Attention to chosen keys: blocks of 64 neighbours and single columns, of its own for every tile of 64 query rows.
 
-The kernels get a mask of the chosen keys and skip tiles that no row sees. It takes a byte per
-score, where vLLM's kernel reads the indices themselves.
+The kernels get a mask of the chosen keys and skip tiles that no row sees. It takes a byte per score, or four where a
+key is chosen twice; vLLM's kernel reads the indices themselves.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from flagattn._attention_calls import dense_attention
 from flagattn._checks import check_dense_operands, check_packed_operands, check_packing
-from flagattn.compat._operands import integer, lse_for_fa2
+from flagattn.compat._operands import integer, lse_for_fa2, written_to
+
+_Choice = tuple[Tensor, Tensor, Tensor, Tensor]  # block_count, block_offset, column_count, column_index
 
 TILE = 64  # query rows that share a choice, and keys of a block
 
@@ -58,18 +61,16 @@ def sparse_attn_func(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, device, rank or shape.
-        RuntimeError: an offset or a column that counts is not a key.
+        RuntimeError: a count is negative or exceeds its entries, or an offset or a column that counts is not a key.
 
     Source: Jiang et al., "MInference 1.0", 2024, appendix C.4.2.
     """
-    seqlen_q, seqlen_k, *_ = check_dense_operands(q, k, v, ("q", "k", "v"))
+    seqlen_q, *_ = check_dense_operands(q, k, v, ("q", "k", "v"))
     choice = _checked(q, q.shape[0], seqlen_q, block_count, block_offset, column_count, column_index)
     with torch.no_grad():
-        mask = _mask(*choice, seqlen_q, seqlen_k)
-        joined = (dropout_p, alibi_slopes, None)
-        result, lse = dense_attention(q, k, v, softmax_scale, causal, (-1, -1), softcap, joined, mask)
-        out = result if out is None else out.copy_(result)
-    return (out, lse_for_fa2(lse)) if return_softmax_lse else out
+        result, lse = _attention(q, k, v, choice, (dropout_p, softmax_scale, causal, softcap, alibi_slopes))
+        out = written_to(out, result)
+    return (out, lse) if return_softmax_lse else out
 
 
 def sparse_attn_varlen_func(
@@ -100,49 +101,72 @@ def sparse_attn_varlen_func(
     Args:
         q: (total_q, heads_q, head_dim).
         k, v: (total_k, heads_k, head_dim).
-        cu_seqlens_q, cu_seqlens_k: (batch + 1,), int32.
+        cu_seqlens_q, cu_seqlens_k: (batch + 1,), int32, checked as in `flagattn.flash_attn_varlen_func`.
         max_seqlen_q, max_seqlen_k: the longest sequences; tiles = ceil(max_seqlen_q / 64).
 
     The other arguments and the errors are those of `sparse_attn_func`; keys count from the start of their sequence.
 
     Returns:
-        out like q, or (out, lse (heads_q, total_q)) with return_softmax_lse.
+        out like q, or (out, lse (heads_q, total_q)) with return_softmax_lse; rows behind the last sequence give 0 and
+        +inf.
     """
     check_packed_operands(q, k, v, ("q", "k", "v"))
-    longest = integer(max_seqlen_q)
-    check_packing(cu_seqlens_q, cu_seqlens_k, longest, integer(max_seqlen_k), q)
+    longest_q, longest_k = integer(max_seqlen_q), integer(max_seqlen_k)
+    check_packing(cu_seqlens_q, cu_seqlens_k, longest_q, longest_k, q)
     batch = cu_seqlens_q.shape[0] - 1
-    choice = _checked(q, batch, longest, block_count, block_offset, column_count, column_index)
-    out = torch.empty_like(q) if out is None else out
-    out.zero_()
+    starts_q = _starts(cu_seqlens_q, "cu_seqlens_q", q.shape[0], longest_q)
+    starts_k = _starts(cu_seqlens_k, "cu_seqlens_k", k.shape[0], longest_k)
+    choice = _checked(q, batch, longest_q, block_count, block_offset, column_count, column_index)
+    result = q.new_zeros(*q.shape[:2], v.shape[2])
     lse = q.new_full((q.shape[1], q.shape[0]), torch.inf, dtype=torch.float32)
-    starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    for b in range(batch):
-        rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
-        tiles = -(-(rows.stop - rows.start) // TILE)
-        blocks, offsets, columns, indices = (tensor[b : b + 1, :, :tiles] for tensor in choice)
-        result, result_lse = sparse_attn_func(
-            q[None, rows],
-            k[None, keys],
-            v[None, keys],
-            blocks,
-            offsets,
-            columns,
-            indices,
-            dropout_p,
-            softmax_scale,
-            causal,
-            softcap,
-            alibi_slopes[b : b + 1] if alibi_slopes is not None and alibi_slopes.dim() == 2 else alibi_slopes,
-            return_softmax_lse=True,
-        )
-        out[rows], lse[:, rows] = result[0], result_lse[0]
+    with torch.no_grad():
+        for b in range(batch):
+            rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
+            tiles = -(-(rows.stop - rows.start) // TILE)
+            blocks, offsets, columns, indices = (tensor[b : b + 1, :, :tiles] for tensor in choice)
+            slopes = alibi_slopes[b : b + 1] if alibi_slopes is not None and alibi_slopes.dim() == 2 else alibi_slopes
+            scores = (dropout_p, softmax_scale, causal, softcap, slopes)
+            of_tiles = (blocks, offsets, columns, indices)
+            part, part_lse = _attention(q[None, rows], k[None, keys], v[None, keys], of_tiles, scores, b)
+            result[rows], lse[:, rows] = part[0], part_lse[0]
+        out = written_to(out, result)
     return (out, lse) if return_softmax_lse else out
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, choice: _Choice, scores: tuple[Any, ...], first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Of dense operands; errors count sequences from `first` on."""
+    dropout_p, softmax_scale, causal, softcap, alibi_slopes = scores
+    mask = _mask(*choice, q.shape[1], k.shape[1], first)
+    joined = (dropout_p, alibi_slopes, None)
+    out, lse = dense_attention(q, k, v, softmax_scale, causal, (-1, -1), softcap, joined, mask)
+    return out, lse_for_fa2(lse)
+
+
+def _starts(cu_seqlens: Tensor, name: str, total: int, longest: int) -> list[int]:
+    """The values of cu_seqlens, which obey what `flagattn.flash_attn_varlen_func` wants of them."""
+    starts: list[int] = cu_seqlens.tolist()
+    if starts[0] != 0:
+        raise RuntimeError(f"{name} starts with {starts[0]}; it must start with 0")
+    for b, (begin, end) in enumerate(itertools.pairwise(starts)):
+        if end < begin:
+            raise RuntimeError(f"{name} falls from {begin} to {end} at index {b + 1}; it must not decrease")
+        if end - begin > longest:
+            raise RuntimeError(
+                f"{name} gives sequence {b} the length {end - begin}, but its max_seqlen is {longest}; "
+                "no sequence may be longer"
+            )
+    if starts[-1] > total:
+        raise RuntimeError(
+            f"{name} ends with {starts[-1]}, but the tensor has {total} rows; it must not end behind them"
+        )
+    return starts
 
 
 def _checked(
     q: Tensor, batch: int, seqlen_q: int, block_count: Any, block_offset: Any, column_count: Any, column_index: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _Choice:
     shape = (batch, q.shape[-2], -(-seqlen_q // TILE))
     named = {
         "block_count": block_count,
@@ -172,12 +196,14 @@ def _mask(
     column_index: Tensor,
     seqlen_q: int,
     seqlen_k: int,
+    first: int,
 ) -> Tensor:
     """(batch, heads_q, seqlen_q, seqlen_k), bool; or how often each is chosen, as a logarithm, where one is twice."""
-    begins = _used(block_count, block_offset, seqlen_k, "block_offset")
+    begins = _used(block_count, block_offset, seqlen_k, ("block_count", "block_offset"), first)
     within = torch.arange(TILE, device=begins.device)
     keys = (begins.unsqueeze(-1) + within).flatten(-2)
-    keys = torch.cat((keys, _used(column_count, column_index, seqlen_k, "column_index")), dim=-1)
+    columns = _used(column_count, column_index, seqlen_k, ("column_count", "column_index"), first)
+    keys = torch.cat((keys, columns), dim=-1)
     # What lies behind the last key, and entries that do not count, fall into one more column.
     chosen = torch.zeros(*keys.shape[:3], seqlen_k + 1, dtype=torch.int32, device=keys.device)
     keys = keys.clamp(max=seqlen_k)
@@ -186,11 +212,19 @@ def _mask(
     return mask.repeat_interleave(TILE, dim=2)[:, :, :seqlen_q]
 
 
-def _used(count: Tensor, entries: Tensor, seqlen_k: int, name: str) -> Tensor:
+def _used(count: Tensor, entries: Tensor, seqlen_k: int, names: tuple[str, str], first: int) -> Tensor:
     """The first `count` entries of every tile, in int64, and seqlen_k for the others."""
-    used = torch.arange(entries.shape[-1], device=entries.device) < count.unsqueeze(-1)
-    outside = (used & ((entries < 0) | (entries >= seqlen_k))).nonzero()
-    if outside.numel():
-        at = tuple(outside[0].tolist())
-        raise RuntimeError(f"{name}{list(at)} is {int(entries[at])}; it must be a key, from 0 to {seqlen_k - 1}")
+    most = entries.shape[-1]
+    used = torch.arange(most, device=entries.device) < count.unsqueeze(-1)
+    _refuse((count < 0) | (count > most), count, names[0], f"be from 0 to {most}", first)
+    outside = used & ((entries < 0) | (entries >= seqlen_k))
+    _refuse(outside, entries, names[1], f"be a key, from 0 to {seqlen_k - 1}", first)
     return torch.where(used, entries, seqlen_k).long()
+
+
+def _refuse(wrong: Tensor, values: Tensor, name: str, allowed: str, first: int) -> None:
+    places = wrong.nonzero()
+    if places.numel():
+        place = places[0].tolist()
+        told = [first + place[0], *place[1:]]
+        raise RuntimeError(f"{name}{told} is {int(values[tuple(place)])}; it must {allowed}")

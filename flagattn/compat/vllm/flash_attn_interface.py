@@ -9,7 +9,7 @@ from torch import Tensor
 
 import flagattn
 from flagattn._cache_calls import packed_queries_over_cache
-from flagattn.compat._operands import integer, window_of
+from flagattn.compat._operands import integer, window_of, written_to
 from flagattn.compat.flash_attn_3 import flash_attn_interface as _fa3
 from flagattn.compat.vllm._sparse import sparse_attn_func, sparse_attn_varlen_func
 
@@ -110,7 +110,7 @@ def flash_attn_varlen_func(
         else:
             packing = (cu_seqlens_q, cu_seqlens_k, *longest)
             result, lse = _native.flash_attn_varlen_func(q, k, v, *packing, return_lse=True, **masks)
-        out = result if out is None else out.copy_(result)
+        out = written_to(out, result)
     return (out, lse) if return_softmax_lse else out
 
 
