@@ -104,7 +104,7 @@ class Loop:
         self.optimizer = make_adamw(model, options.optimizer)
         self.placement = placement
         self.loss = torch.compile(model.loss, fullgraph=True, dynamic=True) if options.train.compile else model.loss
-        self.scores = StepScores(model, 0 if options.train.compile else options.monitor.score_rows)
+        self.scores = StepScores(model, 0 if options.train.compile else options.monitor.score_rows, self.clock)
         self.bf16 = options.train.precision == "bf16"
         self.stream = BatchStream(self.folder, options.data.seq_len, tokenizer_id(tokenizer))
         self.measuring = Measuring(options, model, tokenizer, device, world, placement, self._tell)
@@ -216,7 +216,7 @@ class Loop:
         self.scores.begin(part.batches)
         losses = self._passes(part, count)
         mean = float(sum(losses, start=torch.zeros((), device=self.device)))
-        busy = self.clock() - started
+        busy = self.clock() - started - self.scores.seconds  # a look takes as long for few samples as for many
         self.placement.gradients.finish()
         reports = self.placement.data.gather(RankReport(mean, part.digest, busy, waited))
         total = sum(report.loss for report in reports)

@@ -8,7 +8,8 @@ divergence that a too large learning rate makes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -32,10 +33,15 @@ class StepScores:
     Args:
         model: Stays watched; its passes must not be compiled.
         rows: How many; 0 watches nothing.
+        clock: Seconds.
+
+    Attributes:
+        seconds: What looking has taken of the step's passes, whatever its rows; on a GPU without the device's part.
     """
 
-    def __init__(self, model: Aquila2ForCausalLM, rows: int) -> None:
-        self._rows = rows
+    def __init__(self, model: Aquila2ForCausalLM, rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._rows, self._clock = rows, clock
+        self.seconds = 0.0
         self._bounds: list[int] = []
         self._found: dict[int, Tensor] = {}
         attentions = _attentions(model)
@@ -44,7 +50,7 @@ class StepScores:
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """Looks at the first of these micro-batches, whose passes come next."""
-        self._found, self._bounds = {}, []
+        self._found, self._bounds, self.seconds = {}, [], 0.0
         if batches and batches[0].num_targets:  # else it is one that only keeps step with other ranks
             tokens = batches[0].input_ids[: self._rows].numel()
             self._bounds = [end for end in batches[0].cu_seqlens.tolist() if end <= tokens]
@@ -56,7 +62,9 @@ class StepScores:
     def _look(self, layer: int, q: Tensor, k: Tensor) -> None:
         # Passes without gradient are not the step's, and what is computed anew was seen before.
         if torch.is_grad_enabled() and self._bounds and layer not in self._found:
+            started = self._clock()
             self._found[layer] = _largest_score(q[: self._rows], k[: self._rows], self._bounds)
+            self.seconds += self._clock() - started
 
 
 @torch.no_grad()

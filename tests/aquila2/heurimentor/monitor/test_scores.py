@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from aquila2 import Aquila2Config, Aquila2ForCausalLM
+from aquila2.heurimentor.engine.keeper import Committed, Keeper
 from aquila2.heurimentor.monitor import scores
 from aquila2.heurimentor.monitor.scores import StepScores, largest_of, largest_scores
 from aquila2.training import trainer
@@ -71,6 +74,32 @@ def test_every_step_has_them_and_one_may_do_without(tmp_path: Path) -> None:
     assert all(math.isfinite(step["max_logit_layer_0"]) and math.isfinite(step["max_logit_layer_1"]) for step in steps)
     assert [step["loss"] for step in steps] == [step["loss"] for step in without]  # to look changes nothing
     assert not any("max_logit_layer_0" in step for step in without)
+
+
+def test_looking_counts_as_no_work_on_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    looked, passes, commit = scores._largest_score, trainer.Loop._passes, Keeper.commit
+    found: list[float] = []
+
+    def looking(*arguments: Any) -> torch.Tensor:
+        now[0] += 5.0
+        return looked(*arguments)
+
+    def passing(self: trainer.Loop, part: Any, count: int) -> list[torch.Tensor]:
+        now[0] += 2.0
+        return passes(self, part, count)
+
+    def committing(self: Keeper, order: Any, digest: int, values: Any, busy: Sequence[float]) -> Committed:
+        found.extend(busy)
+        return commit(self, order, digest, values, busy)
+
+    monkeypatch.setattr(trainer.Loop, "clock", staticmethod(lambda: now[0]))
+    monkeypatch.setattr(scores, "_largest_score", looking)
+    monkeypatch.setattr(trainer.Loop, "_passes", passing)
+    monkeypatch.setattr(Keeper, "commit", committing)
+    write_texts(tmp_path / "texts")
+    trainer.train(options_for(tmp_path / "texts", tmp_path / "run", train={"samples": 8}))
+    assert found == [2.0, 2.0] and now[0] > 4.0 + 2 * 5.0
 
 
 def test_ranks_have_other_heads_or_layers() -> None:
