@@ -36,6 +36,12 @@ def test_the_reference_of_attention_repeats_it_with_the_weights_that_dropout_kep
     assert testing.recompute_mask(2, 4, 30, 50, 0.0, None, None, q.device).all()
 
 
+@pytest.mark.parametrize(("seed", "offset", "missing"), [(None, 0, "seed"), (1, None, "offset")])
+def test_a_mask_of_dropout_needs_seed_and_offset(seed: int | None, offset: int | None, missing: str) -> None:
+    with pytest.raises(TypeError, match=f"{missing} is None; with dropout it must be the integer"):
+        testing.recompute_mask(1, 1, 2, 3, 0.4, seed, offset, "cpu")
+
+
 def test_the_reference_of_piecewise_attention() -> None:
     operands = [randn(1, heads, 20, 16, seed=seed) for seed, heads in enumerate((4, 2, 4, 2, 2))]
     expected = testing.piecewise_attention(*operands, 5, True)

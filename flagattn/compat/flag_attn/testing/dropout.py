@@ -19,4 +19,7 @@ def recompute_mask(
     """
     if dropout_p == 0.0:
         return torch.ones(B, H, M, N, dtype=torch.bool, device=device)
+    for name, value in (("seed", seed), ("offset", offset)):
+        if value is None:
+            raise TypeError(f"{name} is None; with dropout it must be the integer that flash_attention returned")
     return dropout_keep_mask(torch.tensor([seed, offset]), dropout_p, B, H, M, N).to(device)
