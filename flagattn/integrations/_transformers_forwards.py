@@ -11,6 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from flagattn.integrations import _few_rows as few_rows
+
+_SILU = ("SiLU", "SiLUActivation")  # torch's class and transformers'
+
 _given: set[Callable[..., Any]] = set()  # a few functions, which their makers cache
 
 
@@ -39,6 +43,17 @@ def has_foreign_forward(module: nn.Module) -> bool:
         return False
     function = _function_of(module)
     return function is not type(module).forward and function not in _given
+
+
+def activates_by_silu(mlp: nn.Module) -> bool:
+    """Whether the MLP's activation is SiLU, and nobody has replaced its forward pass or looks at it."""
+    activation = mlp._modules.get("act_fn")
+    return (
+        activation is not None
+        and type(activation).__name__ in _SILU
+        and "forward" not in activation.__dict__
+        and not few_rows.has_hooks(activation)
+    )
 
 
 def _function_of(module: nn.Module) -> Callable[..., Any] | None:

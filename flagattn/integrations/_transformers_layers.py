@@ -14,7 +14,12 @@ import flagattn
 from flagattn.integrations import _few_rows as few_rows
 from flagattn.integrations import _transformers_layouts as layouts
 from flagattn.integrations._transformers_appending import appending, growing_layer
-from flagattn.integrations._transformers_forwards import give_forward, has_foreign_forward, take_forward
+from flagattn.integrations._transformers_forwards import (
+    activates_by_silu,
+    give_forward,
+    has_foreign_forward,
+    take_forward,
+)
 from flagattn.integrations._transformers_steps import decoder_layer_forward
 
 # Class name -> (what is added to the weight, where it is rounded), as in flagattn.rms_norm.
@@ -66,7 +71,7 @@ def replace_forwards(model: nn.Module, name: str, attention: Attention) -> int:
         forward: Callable[..., Any]
         if kind in _NORMS:
             forward = _norm_forward(*_NORMS[kind])
-        elif kind in _GATED_MLPS and isinstance(getattr(module, "act_fn", None), nn.SiLU | _silu_class()):
+        elif kind in _GATED_MLPS and activates_by_silu(module):
             forward = _gated_mlp_forward
         elif kind in _ATTENTIONS:
             forward = _attention_forward(name, attention, _ATTENTIONS[kind])
@@ -97,13 +102,6 @@ def restore_forwards(model: nn.Module) -> int:
     return sum(take_forward(module) for module in model.modules())
 
 
-def _silu_class() -> type[nn.Module]:
-    from transformers.activations import ACT2CLS
-
-    found = ACT2CLS["silu"]
-    return cast(type[nn.Module], found[0] if isinstance(found, tuple) else found)
-
-
 @functools.cache
 def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -114,6 +112,8 @@ def _norm_forward(offset: float, rounding: str) -> Callable[[Any, Tensor], Tenso
 
 
 def _gated_mlp_forward(self: Any, x: Tensor) -> Tensor:
+    if not activates_by_silu(self):
+        return cast(Tensor, type(self).forward(self, x))
     both = few_rows.joined(x, self.gate_proj, self.up_proj)
     gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both.chunk(2, -1)
     return few_rows.linear(flagattn.swiglu(gate, up), self.down_proj)

@@ -15,7 +15,7 @@ from flagattn.integrations import _few_rows as few_rows
 from flagattn.integrations import _transformers_capturing as capturing
 from flagattn.integrations import _transformers_layouts as layouts
 from flagattn.integrations._transformers_appending import appending, growing_layer
-from flagattn.integrations._transformers_forwards import is_fused
+from flagattn.integrations._transformers_forwards import activates_by_silu, is_fused
 
 
 class _NewRows(NamedTuple):
@@ -43,7 +43,7 @@ def decoder_layer_forward(name: str, own_options: Callable[[Any], dict[str, Any]
             change, _ = attention(hidden_states=norm(x), **kwargs)
         x = x + change
         norm, mlp = parts["post_attention_layernorm"], parts["mlp"]
-        change = _gated_mlp(x, norm, mlp) if _is_served(mlp) else None
+        change = _gated_mlp(x, norm, mlp) if _is_served(mlp) and activates_by_silu(mlp) else None
         return x + (mlp(norm(x)) if change is None else change)
 
     return forward

@@ -19,7 +19,7 @@ from tests.integrations.test_transformers import FUSED, models_of, tokens  # noq
 
 LAYERS = [name for name in FUSED if name != "gemma2"]
 PARTS = ("input_layernorm", "self_attn", "self_attn.k_proj", "self_attn.o_proj", "post_attention_layernorm")
-PARTS += ("mlp", "mlp.up_proj", "mlp.down_proj")
+PARTS += ("mlp", "mlp.up_proj", "mlp.act_fn", "mlp.down_proj")
 
 
 class Calls:
