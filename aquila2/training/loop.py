@@ -113,6 +113,7 @@ class Loop:
         self.saved_at = time.monotonic()
         self.speed = Speed(model.config, options.data.seq_len, device, world.size)
         self.progress = Progress()
+        self.saved: Path | None = None  # the newest checkpoint, unless steps were undone since
         self.keeper: Keeper | None = None
         self.saver: Saver | None = None
 
@@ -120,6 +121,7 @@ class Loop:
         """Trains to the end or to a signal."""
         total = self.options.train.samples
         checkpoint, self.progress = self.continuation.start()
+        self.saved = checkpoint
         finished = self.progress.samples >= total
         with ExitStack() as stack:
             self.world.tell(lambda: self._open_files(stack, checkpoint, finished))
@@ -139,9 +141,9 @@ class Loop:
                     code = self.world.largest(2 * (stop.received or 0) + self._is_late())
                     stopped_by = ASKED if self.asked_to_stop else code // 2
                     if stepped and (self._due(self.options.run.save_every) or code % 2):
-                        checkpoint = self._save()
-                if checkpoint is None or step_of(checkpoint) != self.progress.step:
-                    checkpoint = self._save(last=True)
+                        self.saved = self._save()
+                if self.saved is None or step_of(self.saved) != self.progress.step:
+                    self.saved = self._save(last=True)
                 elif not finished:
                     self.world.tell(lambda: self._saver().wait())
             if finished:
@@ -156,7 +158,7 @@ class Loop:
             before,
             after,
             self.progress,
-            checkpoint,
+            self.saved,
             stopped_by or None,
             self.world.rank,
         )
@@ -252,7 +254,7 @@ class Loop:
     def _go_back(self, to: Path | None, order: Order, alert: Alert, suspects: list[Suspects]) -> bool:
         """Undoes the steps since a checkpoint, if there is one; whether it has."""
         if to is not None:
-            self.progress = self.continuation.go_to(to)
+            self.progress, self.saved = self.continuation.go_to(to), None
             self.progress.samples = self.world.tell(lambda: self._first().go_back(to, order, alert, suspects))
         return to is not None
 

@@ -244,7 +244,7 @@ def read_entries(path: Path | str) -> dict[str, Any]:
         FileNotFoundError: It is not there, or no file.
         ValueError: It is no YAML, or holds no sections.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists() or Path(path).is_dir():  # it may be a pipe
         raise FileNotFoundError(f"{path} is no file; the options of a run come from a YAML file")
     entries = _parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(entries, dict):

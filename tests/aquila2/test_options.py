@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,14 @@ def test_unknown_model_option_and_bad_override(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(SOURCES))
     with pytest.raises(ValueError, match=r"an override must look like section\.key=value, got 'lr'"):
         load_options(path, ["lr"])
+
+
+def test_options_may_come_through_a_pipe() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        file.write(yaml.safe_dump(SOURCES))
+    assert load_options(f"/dev/fd/{reading}") == parse_options(SOURCES)
+    os.close(reading)
 
 
 def test_changes_that_forbid_continuing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from aquila2.heurimentor.ledger.chain import Line, scan
 from aquila2.heurimentor.ledger.lineage import Head, Lineage
 from aquila2.heurimentor.verified import NotVerified, numbered_folders, read_manifest, verify
 
+HEAD = re.compile(r"[0-9a-f]{64}")
 PERMUTED_AT_ONCE = 1 << 20
 
 
@@ -76,7 +78,8 @@ class Audit:
             f"{self.heads} checkpoints found in the chain, {self.permutations} permutations tried, "
             f"{self.digests} digests read again"
         )
-        lines.append(f"head {self.head}: keep it elsewhere, and audit --head asks later whether it is still there")
+        if self.head:
+            lines.append(f"head {self.head}: keep it elsewhere, and audit --head asks later whether it is still there")
         if self.torn:
             lines.append(f"a torn tail of {self.torn} bytes follows the last line")
         lines += [f"FAULT: {fault}" for fault in self.faults]
@@ -108,10 +111,14 @@ def audit(
         report: Told what is being done.
 
     Raises:
+        ValueError: A head is no chain value.
         Tampered, BadRecord: The file itself is not a ledger any more; the error names the line.
         FileNotFoundError: There is no ledger.
     """
     folder = Path(run)
+    for head in heads:
+        if not HEAD.fullmatch(head):
+            raise ValueError(f"head must be the 64 hexadecimal digits that an audit has printed, got {head!r}")
     if not (folder / NAME).is_file():
         raise FileNotFoundError(f"{folder} has no {NAME}")
     found = scan(folder / NAME)

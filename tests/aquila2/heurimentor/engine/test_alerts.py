@@ -12,6 +12,7 @@ from aquila2.heurimentor.ledger.audit import audit
 from aquila2.heurimentor.ledger.control import request
 from aquila2.heurimentor.ledger.locate import RunData
 from aquila2.training import trainer
+from aquila2.training.checkpoints import checkpoint_fault
 from aquila2.training.metrics import read_metrics
 from tests.aquila2.heurimentor.runs import lineage_of, losses_of, options_for, write_texts
 
@@ -181,6 +182,27 @@ def test_a_divergence_goes_back_to_before_it(
     assert losses_of(run) == losses_of(plain) and len(losses_of(run)) == 34
     result = audit(run, data=True)
     assert not result.faults and (result.steps, result.undone) == (34, 18)
+
+
+def test_what_a_run_saves_at_its_end_is_no_checkpoint_of_undone_steps(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_45 = iter(["late", "asked to stop"])  # before the run goes back from step 48, and when it is there again
+    one_step = trainer.Loop._one_step
+
+    def stepping(self: trainer.Loop, *arguments: Any) -> Any:
+        measured = one_step(self, *arguments)
+        turn = next(at_45) if self.progress.step == 45 else ""
+        monkeypatch.setattr(trainer.Loop, "_is_late", lambda self: turn == "late")
+        self.asked_to_stop = turn == "asked to stop"
+        return measured
+
+    loss_rises(monkeypatch, range(64, 96))
+    monkeypatch.setattr(trainer.Loop, "_one_step", stepping)
+    options = {**DIVERGING, "train": {"samples": 140}}
+    result = trainer.train(options_for(texts, tmp_path / "run", **options, run={"save_every": 30, "keep": 10}))
+    assert (result.progress.step, result.checkpoint.name) == (45, "step-00000045")
+    assert checkpoint_fault(result.checkpoint) is None
 
 
 def test_a_divergence_without_a_checkpoint_before_it_ends_the_run(

@@ -76,6 +76,10 @@ def test_a_head_that_was_kept_elsewhere_exposes_a_new_chain_and_a_cut(run: Path)
     (run / NAME).write_bytes(whole[: scan(run / NAME).lines[-2].end])
     assert not audit(run).faults
     assert audit(run, heads=before[-2:]).faults == [f"the ledger does not have the head {before[-1]} any more"]
+    with pytest.raises(
+        ValueError, match=rf"the 64 hexadecimal digits that an audit has printed, got '{before[-1][:12]}'"
+    ):
+        audit(run, heads=[before[-1][:12]])
     (run / NAME).write_bytes(whole)
     rewrite(run, lambda record: record.get("values", {}).update(loss=0.0))
     assert not audit(run).faults and audit(run, heads=before[-1:]).faults
