@@ -113,9 +113,7 @@ def test_traced_with_symbolic_sizes(name: str) -> None:
     check(name, dynamic=True, backend="aot_eager")
 
 
-loses_offsets = pytest.mark.xfail(
-    strict=True, reason="Inductor of torch 2.13 loses a view's symbolic offset: docs/ops/caches.md"
-)
+loses_offsets = pytest.mark.xfail(strict=True, reason="Inductor of torch 2.13 loses view offsets: docs/ops/caches.md")
 
 
 @loses_offsets
